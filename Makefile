@@ -71,8 +71,8 @@ test-peft: .venv-peft/.ready
 
 # LoRA of Qwix, Tunix and Keras, and checkpoints of Orbax, against these libraries; models of Levanter.
 test-stacks: .venv-stacks/.ready .venv-levanter/.ready
-	JNO_LORA_TEST_STACKS=1 .venv-stacks/bin/pytest plugins/jno-lora-peft/tests/test_real_stacks.py
-	JNO_LORA_TEST_STACKS=1 .venv-stacks/bin/pytest plugins/jno-lora-peft/tests/test_real_keras.py
+	JNO_LORA_TEST_STACKS=1 .venv-stacks/bin/pytest plugins/jno-lora-convert/tests/test_real_stacks.py
+	JNO_LORA_TEST_STACKS=1 .venv-stacks/bin/pytest plugins/jno-lora-convert/tests/test_real_keras.py
 	JNO_LORA_TEST_LEVANTER=1 .venv-levanter/bin/pytest plugins/jno-lora-haliax/tests
 
 .venv-stacks/.ready: pyproject.toml $(wildcard plugins/*/pyproject.toml)

@@ -36,7 +36,7 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 # Decompositions in a loop can make OpenBLAS's threads spin.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-for variable in ("JNO_LORA_PLUGINS", "JNO_LORA_BLOCK", "JNO_LORA_STRICT"):
+for variable in ("JNO_LORA_BLOCK", "JNO_LORA_STRICT"):
     os.environ.pop(variable, None)
 
 import jaxtyping

@@ -20,10 +20,12 @@ import jax.numpy as jnp
 import optax
 from rich.console import Console
 
-from jno.lora import Net, lora_report, merge_lora, penalty, shrink
+from jno.lora import Net, lora_report, merge_lora
 from jno.lora.extending import table
+from jno_lora_combine import shrink
 from jno_lora_demos.digits import _classifier, _data, _run
-from jno_lora_train import AdaLoRAController
+from jno_lora_train import penalty
+from jno_lora_zoo import AdaLoRAController
 
 RATES = (1e-3, 3e-3, 1e-2, 3e-2)
 PENALTY = 0.1

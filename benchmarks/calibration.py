@@ -16,7 +16,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-import jno.lora
+from jno_lora_zoo import collect_statistics
 
 ROUNDS, BATCHES = 9, 8
 
@@ -69,7 +69,7 @@ def main() -> None:
         def passes(count: int, method: Any, model: Any = model, batch: Any = batch) -> Any:
             wrapper, sketch = method
             batches = [batch] * count
-            data = jno.lora.calibrate(model, batches, loss, wrapper=wrapper, sketch=sketch)
+            data = collect_statistics(model, batches, loss, wrapper=wrapper, sketch=sketch)
             return [dict(data[path]) for path in data]
 
         def steps(model: Any = model, batch: Any = batch) -> Any:

@@ -36,11 +36,10 @@ from jno.lora import (
     extract_adapters,
     lora_trainable_filter,
     save_adapters,
-    stack_adapters,
     swap_adapters,
-    take_adapters,
 )
 from jno_lora_bank import AdapterBank, at_slot
+from jno_lora_combine import stack_adapters, take_adapters
 
 from .reading import over
 

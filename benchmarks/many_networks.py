@@ -19,14 +19,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jno.lora import (
-    apply_lora,
-    extract_adapters,
-    lora_trainable_filter,
-    stack_adapters,
-    swap_adapters,
-)
+from jno.lora import apply_lora, extract_adapters, lora_trainable_filter, swap_adapters
 from jno_lora_bank import AdapterBank, at_slot
+from jno_lora_combine import stack_adapters
 
 OPTIMISER = optax.adam(1e-3)
 

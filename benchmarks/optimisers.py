@@ -31,9 +31,9 @@ import optax
 from rich.console import Console
 
 from jno.lora import Net
-from jno.lora.optim import lora_fa, lora_plus, scale_by_riemannian
 from jno_lora_demos.digits import _candidates, _classifier, _data, _run
 from jno_lora_train import Trainer
+from jno_lora_train.optim import lora_fa, lora_plus, scale_by_riemannian
 
 from ._ratios import per_round
 from ._tables import spread

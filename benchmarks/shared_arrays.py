@@ -66,8 +66,7 @@ def cases() -> Iterator[tuple[str, Any, Callable[..., Any], Callable[..., Any]]]
     yield "list: one array in all adapters", layers, same, run
     yield "list: in the first, `resolve`", held_by_the_first(layers), jno.lora.resolve, run
     yield "list: a copy in each adapter", copied(layers), same, run
-    yield "stack: `resolve`", stacked, jno.lora.resolve, scan
-    yield "stack: a copy for each layer", copied(stacked), same, scan
+    yield "stack: a copy for each layer", stacked, same, scan
 
 
 def main() -> None:

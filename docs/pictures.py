@@ -252,7 +252,7 @@ def compared_on_digits(wrappers: list[str], **changes: Any) -> Any:
     """`compare` on the digits of the demo, as the demo does."""
     import jax
 
-    from jno.lora import compare
+    from jno_lora_compare import compare
     from jno_lora_demos.digits import _candidates, _classifier, _run
 
     model, digits = pretrained()

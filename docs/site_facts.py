@@ -46,7 +46,7 @@ def with_numbers(page: str) -> str:
 
 def with_checks() -> str:
     """The text of the page of the kit's checks, with the current list."""
-    from jno.lora.testing import TIERS
+    from jno_lora_testing import TIERS
 
     rows = "\n".join(f"| *{tier}* | {', '.join(names)} |" for tier, names in TIERS.items())
     tiers = f"| tier | its checks |\n|---|---|\n{rows}\n"
@@ -68,7 +68,7 @@ def _with(name: str, content: str, page: str) -> str:
 
 def checks(level: str) -> str:
     """A section for each check of one level: its id, what it means, and what to do."""
-    from jno.lora.testing import ADVICE, CHECKS
+    from jno_lora_testing import ADVICE, CHECKS
     from jno_lora_testing._conformance import REMEDIES
 
     names = [name for name in CHECKS if (name in ADVICE) == (level == "advice")]

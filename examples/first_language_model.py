@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import optax
 
 from jno.lora import Net, extract_adapters
-from jno.lora.peft import load_peft, save_peft
 from jno_lora_bank import AdapterBank
+from jno_lora_peft import load_peft, save_peft
 
 
 class Block(eqx.Module):

@@ -22,8 +22,8 @@ import jax.numpy as jnp
 import optax
 
 from jno.lora import Net
-from jno.lora.optim import conjugate
 from jno_lora_conditional import Conditional, Powers, at, fit
+from jno_lora_train.optim import conjugate
 
 POINTS, SOURCE = 64, 0.1
 TRAINING = jnp.array([0.08, 0.06, 0.045, 0.035])

@@ -29,7 +29,8 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import optax
 
-from jno.lora import in_jno, save_adapters
+import jno_lora_jno
+from jno.lora import save_adapters
 
 AMPLITUDE = 0.5  # of the second mode, in the second equation
 METHODS = ("lora", "pissa", "dora")
@@ -119,7 +120,9 @@ def main(arguments=None):
             f"{name:17} error {errors[name]:.3f}, {logs['trainable_params']:,} parameters trained"
         )
         if name == METHODS[-1]:
-            save_adapters(in_jno.trained_adapters(net), options.output.with_suffix(".safetensors"))
+            save_adapters(
+                jno_lora_jno.trained_adapters(net), options.output.with_suffix(".safetensors")
+            )
     draw(options.output, modules, errors)
     return errors
 

@@ -25,7 +25,7 @@ import numpy as np
 import optax
 
 from jno.lora import Net, lora_param_labels, merge_lora
-from jno.lora.peft import save_peft
+from jno_lora_peft import save_peft
 from jno_lora_train import ScannedLayers, Trainer
 
 try:

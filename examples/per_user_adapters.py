@@ -20,14 +20,8 @@ import optax
 from scipy.ndimage import rotate
 from sklearn.datasets import load_digits
 
-from jno.lora import (
-    Net,
-    extract_adapters,
-    lora_report,
-    stack_adapters,
-    swap_adapters,
-    take_adapters,
-)
+from jno.lora import Net, extract_adapters, lora_report, swap_adapters
+from jno_lora_combine import stack_adapters, take_adapters
 
 USERS = 8
 

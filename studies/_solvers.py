@@ -31,6 +31,20 @@ def burgers(
     return _physical(_march(jnp.fft.rfft(u), -viscosity * k[None] ** 2, rate, 1.0, steps), n)
 
 
+def korteweg_de_vries(
+    u: Float[Array, "batch n"], *, dispersion: float, steps: int = 100
+) -> Float[Array, "batch n"]:
+    """Solve `u_t + u u_x + dispersion u_xxx = 0` on `[0, 2 pi)`, up to `t = 1`."""
+    n = u.shape[-1]
+    k = _wave_numbers(n)
+    keep = (k < n / 3)[None]
+
+    def rate(v: Complex[Array, "batch k"]) -> Complex[Array, "batch k"]:
+        return -0.5j * k[None] * keep * jnp.fft.rfft(_physical(v * keep, n) ** 2)
+
+    return _physical(_march(jnp.fft.rfft(u), 1j * dispersion * k[None] ** 3, rate, 1.0, steps), n)
+
+
 def allen_cahn(
     u: Float[Array, "batch n"],
     *,

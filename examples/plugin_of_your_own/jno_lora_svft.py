@@ -15,8 +15,7 @@ class SVFT(Method):
     """SVFT: singular vectors fine-tuning. Only singular values of the weight train.
 
     Law: `W' = W + U diag(m) V^T`, with the singular vectors `U` and `V` of the `r` largest singular
-    values of `W`, which are frozen, and `m = 0`. `r` parameters train. `r = min(rank, in, out)`;
-    `alpha` is ignored.
+    values of `W`, which are frozen, and `m = 0`. `r` parameters train. `r = min(rank, in, out)`.
 
     Paper: Lingam et al., "SVFT: Parameter-Efficient Fine-Tuning with Singular Vectors",
     arXiv:2405.19597. The plain form of the paper has all singular values: give a rank as large as
@@ -25,6 +24,7 @@ class SVFT(Method):
 
     adapter_fields = ("m",)  # the fields that train
     variant = "svft"  # wrapper="svft"
+    has_alpha = False  # the law has no scale
     about = About(paper="2405.19597", formula="r")
 
     U: Float[Array, "out r"]

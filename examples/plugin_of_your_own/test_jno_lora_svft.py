@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jno_lora_svft import SVFTConv, SVFTLinear
 
 from jno.lora import Net
-from jno.lora.testing import WrapperCase, parametrize_with_checks
+from jno_lora_testing import WrapperCase, parametrize_with_checks
 
 CASES = [
     WrapperCase(

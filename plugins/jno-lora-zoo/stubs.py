@@ -108,11 +108,21 @@ def _methods() -> str:
 
 def _constructor(method: str) -> str:
     options = "".join(f", {name}: Any = ..." for name in ["adapter_dtype", *options_of(method)])
+    alpha = ", alpha: float" if _has_alpha(method) else ""
     return (
         f"class {method}(_{method}):\n"
-        f"    def __init__(self, base: Any, rank: int, alpha: float, *, key: Any{options})"
-        " -> None: ..."
+        f"    def __init__(self, base: Any, rank: int{alpha}, *, key: Any{options}) -> None: ..."
     )
+
+
+def _has_alpha(method: str) -> bool:
+    """Whether no class among a method and its bases has the line `has_alpha = False`."""
+    definition = _classes().get(method)
+    if definition is None:
+        return True
+    bases = [base.id for base in definition.bases if isinstance(base, ast.Name)]
+    lines = [ast.unparse(node) for node in definition.body]
+    return "has_alpha = False" not in lines and all(map(_has_alpha, bases))
 
 
 def options_of(method: str) -> list[str]:

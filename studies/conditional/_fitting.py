@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jno.lora import penalty, resolve
+from jno.lora import resolve
 from jno_lora_conditional import Conditional, at, merge
+from jno_lora_train import penalty
 
 from .._families import Effort, relative_errors, shifted
 from .._training import fine_tune

@@ -4,6 +4,7 @@ import itertools
 import pathlib
 import re
 import statistics
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from rich.progress import track
 
-from jno.lora import Net, lora_trainable_filter, merge_lora
+from jno.lora import JnoLoraWarning, Net, lora_trainable_filter, merge_lora
 from jno.lora.extending import path_str
 from jno_lora_combine import extract_lora
 
@@ -100,7 +101,9 @@ class Task:
         if way == WHOLE:
             sizes = {path_str(keys): leaf.size for keys, leaf in _arrays(tuned)}
             for rank, leftovers in itertools.product(self.plan.ranks, LEFTOVERS):
-                adapted, report = extract_lora(model, tuned, rank=rank, leftovers=leftovers)
+                with warnings.catch_warnings():  # that little is kept, which the study measures
+                    warnings.simplefilter("ignore", JnoLoraWarning)
+                    adapted, report = extract_lora(model, tuned, rank=rank, leftovers=leftovers)
                 kept = report.leftovers if leftovers == "keep" else ()
                 trained = eqx.filter(adapted, lora_trainable_filter(adapted))
                 yield named | {

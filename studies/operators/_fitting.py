@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jno.lora import penalty, resolve, retain
+from jno.lora import resolve
+from jno_lora_train import penalty, retain
 
 from .._families import Effort, relative_errors, shifted
 from .._training import Best, fine_tune

@@ -7,6 +7,7 @@ from typing import Any, Literal
 import jax
 
 from jno.lora import Net
+from jno_lora_zoo import collect_statistics
 
 from .._families import Family
 from ._problems import Problem
@@ -29,7 +30,7 @@ class Method:
     - `from_data`: whether the adapters start from batches: of the `"training"` samples, or of
         stored simulations of the `"source"`.
     - `frozen`: regex of the arrays of adapters that do not train.
-    - `retain`: the weight of `jno.lora.retain` on stored fields of the source; 0 for none.
+    - `retain`: the weight of `jno_lora_train.retain` on stored fields of the source; 0 for none.
     """
 
     name: str
@@ -74,9 +75,10 @@ class Method:
             target = None if spectral is None else f"^(?!.*{spectral})"
             if self.attention and problem.family.attention is not None:
                 target = problem.family.attention
-            data = (batches(), loss) if self.from_data is not None else None
-            alpha = 2.0 * self.rank
-            net.lora(self.rank, alpha, target=target, wrapper=self.dense, calibrate=data)
+            chosen, statistics = {"target": target, "wrapper": self.dense}, None
+            if self.from_data is not None:
+                statistics = collect_statistics(net.module, batches(), loss, **chosen)
+            net.lora(self.rank, 2.0 * self.rank, statistics=statistics, **chosen)
         if self.frozen is not None:
             net.mask(self.frozen).freeze()
         return net

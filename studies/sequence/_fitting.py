@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jno.lora import resolve, retain
-from jno.lora.optim import Subspaces, stay_orthogonal
+from jno.lora import resolve
+from jno_lora_train import retain
+from jno_lora_train.optim import Subspaces, stay_orthogonal
 
 from .._families import Effort, relative_errors, shifted
 from .._training import fine_tune

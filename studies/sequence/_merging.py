@@ -8,8 +8,9 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from jno.lora import calibrate, combine, merge_lora, swap_adapters
-from jno.lora.types import AdapterSet
+from jno.lora import AdapterSet, merge_lora, swap_adapters
+from jno_lora_combine import combine
+from jno_lora_zoo import collect_statistics
 
 from ._ways import RANK, Learner
 
@@ -106,7 +107,7 @@ class Merging:
         error = self.learner.fitting.error
         if not self._statistics:
             self._statistics = [
-                calibrate(model, [self.learner.stored(setting)], error, wrapper="corda")
+                collect_statistics(model, [self.learner.stored(setting)], error, wrapper="corda")
                 for model, setting in zip(self._merged(), self.pair, strict=True)
             ]
         return self._statistics

@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jno.lora import Net, extract_adapters, merge_lora
+from jno.lora import AdapterSet, Net, extract_adapters, merge_lora
 from jno.lora.extending import adapted_layers
-from jno.lora.optim import Subspaces
-from jno.lora.types import AdapterSet
+from jno_lora_train.optim import Subspaces
+from jno_lora_zoo import collect_statistics
 
 from ._fitting import Fitting, Given, Held, Holds, Outcome, fisher
 from ._problem import Data
@@ -37,8 +37,8 @@ class Way:
         of the singular directions of the weights before the task. `"osf"`: the same, and all of the
         smaller half trains.
     - `holds`: `"replay"`: half of each batch is stored samples. `"retain"`: the penalty of
-        `jno.lora.retain` on stored inputs, against the model before the task. `"ewc"`: a quadratic
-        penalty by Fisher information. `"clora"`: CLoRA's penalty, by random directions.
+        `jno_lora_train.retain` on stored inputs, against the model before the task. `"ewc"`: a
+        quadratic penalty by Fisher information. `"clora"`: CLoRA's penalty, by random directions.
     - `rate`, `weight`: where the searches start. A weight of 1 is not searched.
     """
 
@@ -141,8 +141,9 @@ class Learner:
         net = Net(model, key=jax.random.fold_in(jax.random.key(self.seed), task)).freeze()
         dense = self.fitting.operator.dense
         if adapters == "null":
-            data = [self.stored(setting) for setting in range(task)], self.fitting.error
-            net.lora(RANK, 2.0 * RANK, wrapper="lora-null", calibrate=data)
+            data = [self.stored(setting) for setting in range(task)]
+            statistics = collect_statistics(model, data, self.fitting.error, wrapper="lora-null")
+            net.lora(RANK, 2.0 * RANK, wrapper="lora-null", statistics=statistics)
             return net.mask("lora_A$").freeze()
         if adapters == "osf":
             for path, size in _sizes(Net(model).freeze().lora(1, wrapper="milora").module).items():

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jno.lora.optim import conjugate
+from jno_lora_train.optim import conjugate
 from jno_lora_uncertainty import Calibrated, Ensemble, Folds, calibrate, fit_scales, folds, predict
 
 from .._families import FULL, Effort, relative_errors

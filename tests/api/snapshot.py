@@ -38,15 +38,15 @@ PROMISED = re.compile(
     r"|jno_lora_routed\.(Router|MoELoRA|testing\.check_router))(?!\w)"
 )
 CORE = (
-    *("jno.lora", "jno.lora.types", "jno.lora.extending", "jno.lora.coded", "jno.lora.parts"),
-    *("jno.lora.in_jno", "jno.lora.optim", "jno.lora.peft", "jno.lora.testing"),
+    *("jno.lora", "jno.lora.extending"),
+    *("jno_lora_train.optim", "jno_lora_peft", "jno_lora_testing"),
 )
 # The packages that define these names.
 FORWARDED = {"jno", "jno_lora_testing", "jno_lora_combine", "jno_lora_train"}
 PLUGINS = (
     *("zoo", "arrays", "attention", "bank", "foundax", "combine", "compare", "conditional"),
     *("conditional.testing", "e3nn", "haliax", "jno", "routed", "routed.testing", "train"),
-    "uncertainty",
+    *("convert", "uncertainty"),
 )
 
 

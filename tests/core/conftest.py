@@ -29,7 +29,7 @@ _numbers = itertools.count()
 # The start of the fake plugins' modules: one function that makes usable adapter classes.
 PREAMBLE = """
 import equinox as eqx
-from jno.lora import LoRAWrapper, hookimpl
+from jno.lora import LoRAWrapper, MatrixAdapter, hookimpl
 
 def adapter(name, variant=None, auto=False, layer=eqx.nn.Linear, module=__name__):
     def __init__(self, base, rank, alpha, *, key):
@@ -91,12 +91,11 @@ class Site:
         entries: dict[str, str] | None = None,
         group: str = "jno.lora",
         requires: tuple[str, ...] = (),
-        former: tuple[str, ...] = (),
     ) -> str:
         """Write a distribution whose plugin module holds `code`, and return that module's name.
 
         `entries`: further entry points, by name the code of a module. `group`: the group of the
-        entry points. `former`: the distributions whose adapters it has taken over.
+        entry points.
         """
         where = self.root / f"{distribution}-{next(_numbers)}"
         info = where / f"{distribution.replace('-', '_')}-{version}.dist-info"
@@ -112,8 +111,6 @@ class Site:
             text = PREAMBLE + textwrap.dedent(source)
             (where / f"{modules[name]}.py").write_text(text)
         lines = [f"{name} = {module}" for name, module in modules.items()]
-        lines += ["[jno.lora.former_distributions]"] if former else []
-        lines += [f"{name} = {modules[entry]}" for name in former]
         (info / "entry_points.txt").write_text("\n".join([f"[{group}]", *lines, ""]))
         self.monkeypatch.syspath_prepend(where)
         return modules[entry]

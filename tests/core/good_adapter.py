@@ -4,7 +4,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from jno.lora import LoRAWrapper
+from jno.lora import MatrixAdapter
 
 
 def update(wrapper):
@@ -15,7 +15,7 @@ def float_of(weight):
     return weight.astype(jnp.float64 if weight.dtype == jnp.float64 else jnp.float32)
 
 
-class Good(LoRAWrapper):
+class Good(MatrixAdapter):
     """A correct adapter, which each broken one below changes in one point."""
 
     adapter_fields = ("lora_A", "lora_B")

@@ -23,20 +23,17 @@ import jax.numpy as jnp
 class Shift(LoRAWrapper):
     adapter_fields = ("delta",)
     variant = "shift"
-    paper = "0000.00000"
-    formula = "out"
     base: eqx.nn.Linear
     delta: object
     rank: int = eqx.field(static=True)
-    alpha: float = eqx.field(static=True)
 
     @classmethod
     def applies_to(cls, leaf):
         exact = type(leaf) is eqx.nn.Linear and eqx.is_inexact_array(leaf.weight)
         return exact and leaf.weight.ndim == 2
 
-    def __init__(self, base, rank, alpha, *, key):
-        self.base, self.rank, self.alpha = base, rank, alpha
+    def __init__(self, base, rank, *, key):
+        self.base, self.rank = base, rank
         dtype = jnp.float64 if base.weight.dtype == jnp.float64 else jnp.float32
         self.delta = jnp.zeros((base.weight.shape[0], 1), dtype)
 
@@ -67,6 +64,14 @@ def test_plugins_lists_whole_and_broken_ones(site):
     assert (whole["version"], whole["status"], whole["wrappers"]) == ("1.2", "loaded", ["Shift"])
     broken = found["broken"]
     assert (broken["status"], broken["error"]) == ("failed", "RuntimeError: no such thing")
+
+
+def test_plugins_lists_distributions_of_this_project_that_users_import(site):
+    site.install("jno-lora-bank", "", version="1.5", group="another.group")
+    (bank,) = json.loads(run("plugins", "--json"))
+    assert (bank["distribution"], bank["version"], bank["status"]) == (
+        *("jno-lora-bank", "1.5", "to import"),
+    )
 
 
 def facts_in(text):
@@ -122,12 +127,12 @@ def test_doctor_prints_what_plugins_add_and_tell_and_that_one_cannot(site):
     site.install("silent", f"{hook}raise KeyError('a tooth')")
     site.install("telling", f"{hook}facts.append(('a library', '4.2')); troubles.append('too old')")
     more = """
-        class Needy(Shift):
+        class Needy(Shift, MatrixAdapter):
             needs = ("input_mean",)
             variant = "needy"
             matrix = classmethod(lambda cls, layer: layer.weight)
 
-            def __init__(self, base, rank, alpha, *, key, statistics):
+            def __init__(self, base, rank, *, key, statistics):
                 pass
 
         @hookimpl
@@ -176,9 +181,8 @@ def test_doctor_sees_hidden_plugins_versions_that_do_not_fit_and_names_of_nobody
     for number, requirement in enumerate(NEEDS):
         hook = "@hookimpl\ndef jno_lora_commands(): pass"
         site.install(f"needy{number}", hook, requires=(requirement, *FITS))
-    monkeypatch.setenv("JNO_LORA_BLOCK", "acme-lroa, ACME")
     # Ours need not be installed.
-    monkeypatch.setenv("JNO_LORA_PLUGINS", "jno-lora-attention,acme_lora")
+    monkeypatch.setenv("JNO_LORA_BLOCK", "acme-lroa, ACME, jno-lora-attention")
     text = run("doctor", code=1)
     for distribution, group in hidden.items():
         assert f"TROUBLE: {distribution} 1.5 looks like a plugin" in text and group in text
@@ -214,7 +218,7 @@ def test_inspect_shows_a_file_as_a_table_and_as_json_with_stable_keys(
     assert list(found) == [
         *("file", "format_version", "versions", "adapters", "arrays", "numbers", "bytes"),
     ]
-    assert found["format_version"] == 1  # of the file, and not the newest
+    assert found["format_version"] == 4
     (_, adapter) = found["adapters"]
     assert {*adapter} == {
         *("path", "wrapper", "distribution", "version", "variant", "rank", "alpha", "base_values"),

@@ -163,7 +163,7 @@ def without(*names):
 
 
 def define(body=None, **members):
-    return type(LoRAWrapper)("Broken", (LoRAWrapper,), {**(body or without()), **members})
+    return type(LoRAWrapper)("Broken", (MatrixAdapter,), {**(body or without()), **members})
 
 
 PROBLEMS = {
@@ -193,6 +193,12 @@ def test_each_mistake_in_a_class_is_named(members, problem, unchecked):
         check_contract(cls)
 
 
+def test_a_member_about_matrices_needs_the_base_class_that_has_it():
+    members = {**without(), "low_rank_update": lambda self: None}
+    (problem,) = contract_problems(type(LoRAWrapper)("Broken", (LoRAWrapper,), members))
+    assert problem == "`low_rank_update` is only read in a subclass of jno.lora.MatrixAdapter"
+
+
 def test_all_mistakes_are_named_before_the_model_is_looked_at(model, getkey, unchecked):
     names = ["__call__", "adapter_fields", "applies_to", "base", "merge"]
     missing = tuple(f"`{name}` is not defined" for name in names)
@@ -205,30 +211,3 @@ def test_all_mistakes_are_named_before_the_model_is_looked_at(model, getkey, unc
     for thing in (eqx.nn.Linear, None, ToyLinear(model.head, 1, 1.0, key=getkey())):
         (problem,) = contract_problems(thing)
         assert problem == f"{thing!r} is not a subclass of jno.lora.LoRAWrapper"
-
-
-# --- adapters that were written for 0.3, which derive from LoRAWrapper alone
-
-
-class Former(ToyLinear):
-    family, paper, formula, bibtex = "low rank", "2106.09685", "2 r in", "@misc{one}"
-
-    @classmethod
-    def matrix(cls, layer):
-        return layer.weight
-
-    @classmethod
-    def low_rank_scale(cls, rank, alpha):
-        return alpha / rank
-
-
-def test_facts_and_members_about_matrices_of_a_former_class_are_found(linear):
-    facts = About("low rank", "2106.09685", "2 r in", None, "@misc{one}")
-    assert (contract_problems(Former), Former.about) == ((), facts)
-    assert type("Child", (Former,), {"formula": "r in"}).about.formula == "r in"
-    assert type("Child", (Former,), {"about": About(cost="much")}).about == About(cost="much")
-    cls = MatrixAdapter.of(Former)
-    assert cls.matrix(linear) is linear.weight and cls.low_rank_scale(2, 1.0) == 0.5
-    assert cls.inputs_of(linear, X).shape == (1, 3)
-    assert (cls.needs, cls.rank_gate, cls.matrices(linear)) == ((), None, {})
-    assert MatrixAdapter.of(Former) is cls and MatrixAdapter.of(cls) is cls

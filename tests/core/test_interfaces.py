@@ -43,7 +43,7 @@ class CitedToo(ToyConv):
 
 
 class OnlyPaper(ToyLinear):
-    paper = "2106.09685"
+    about = About(paper="2106.09685")
 
 
 def test_used_methods_are_cited_once_in_the_order_of_the_model(getkey):

@@ -64,7 +64,7 @@ def are_same(state, other):
 
     A control may partition the net first, which is remembered for a warning.
     """
-    names = {field.name for field in dataclasses.fields(state)} - {"partitioned", "updated"}
+    names = {field.name for field in dataclasses.fields(state)} - {"handout"}
     return all(getattr(state, name) is getattr(other, name) for name in names)
 
 

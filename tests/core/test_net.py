@@ -71,6 +71,51 @@ def test_unfreeze_trains_everything_but_wrapped_bases_and_a_mask_may_add_these(m
     assert selected(net.freeze().mask(True).unfreeze().trainable) == {"x"}
 
 
+GAINS = {f"{path}/gain" for path in MODEL_LINEARS}
+
+
+@pytest.mark.parametrize(
+    "earlier",
+    [
+        lambda net: net,  # all arrays outside of adapted layers train
+        lambda net: net.freeze(),
+        lambda net: net.mask("head").unfreeze(),
+        lambda net: net.freeze().mask("encoder/0/base|temperature").unfreeze(),
+        lambda net: Net(net.module).mask("encoder").freeze(),
+    ],
+)
+def test_train_adapters_trains_them_alone_whatever_trained_before(model, earlier):
+    net = earlier(Net(model).lora(1, wrapper=ToyScale))
+    assert net.train_adapters() is net and selected(net.trainable) == GAINS
+    assert selected(net.mask("encoder").train_adapters().trainable) == GAINS - {"head/gain"}
+    with pytest.warns(JnoLoraWarning, match=r"(?s)selects nothing.*/gain"):
+        net.mask("embedding|base").train_adapters()
+    assert selected(net.trainable) == set()
+    net.mask("temperature").unfreeze()  # the mask was used up
+    assert selected(net.train_adapters().trainable) == GAINS
+
+
+def test_train_adapters_needs_adapters_in_the_model(model):
+    adapters = extract_adapters(Net(model).lora(1, wrapper=ToyScale).module)
+    net = Net(model).add_adapter("a", adapters).mask("head")
+    with pytest.raises(SelectionError, match=r"no adapters.*net\.lora.*net\.activate"):
+        net.train_adapters()
+    assert selected(net.freeze().trainable) == array_paths(model) - {"head/weight", "head/bias"}
+    net.activate("a")
+    with net.disabled(), pytest.raises(SelectionError, match=r"train_adapters.* block"):
+        net.train_adapters()
+
+
+def test_a_partition_without_a_trained_adapter_warns(model):
+    net = Net(model).lora(1, wrapper=ToyScale)
+    net.partition()
+    for nothing_of_them in (net.freeze(), net.mask("temperature").unfreeze()):
+        with pytest.warns(JnoLoraWarning, match=r"No array of the adapters.*train_adapters\(\)"):
+            nothing_of_them.partition()
+    net.mask("head/gain").unfreeze().partition()  # another warning would be an error
+    Net(model).freeze().partition()  # without adapters
+
+
 def test_controls_go_on_from_what_earlier_ones_left(model):
     net = Net(model)
     net.freeze().lora(1, wrapper=ToyScale, target="encoder/0")
@@ -162,10 +207,10 @@ def test_the_repr_and_the_summary_count_what_trains_in_the_net(model):
     net = Net(model)
     everything = 5 * 3 + 2 * (9 + 3) + (6 + 2) + 1
     trains = f"{everything} of {everything} parameters train"
-    assert repr(net) == f"Net(Model, 0 adapted layers, {trains})"
+    assert repr(net) == f"Net(Model, 0 adapted layers, {trains} (100.00 %))"
     net.freeze().lora(1, wrapper=ToyScale)
     trains = f"{3 + 3 + 2} of {everything + 8} parameters train"
-    assert repr(net) == f"Net(Model, 3 adapted layers, {trains})"
+    assert repr(net) == f"Net(Model, 3 adapted layers, {trains} (14.29 %))"
     net.mask("temperature").unfreeze()
     report = net.summary()
     assert [row.path for row in report] == list(MODEL_LINEARS)
@@ -173,6 +218,17 @@ def test_the_repr_and_the_summary_count_what_trains_in_the_net(model):
     net.mask("head").freeze().mask("encoder/0/base").unfreeze()
     counts = {row.path: row.trainable for row in net.summary()}
     assert counts == {"encoder/0": 3 + 9 + 3, "encoder/1": 3, "head": 0}
+
+
+def test_sets_outside_the_model_are_told_with_the_call_that_puts_them_in(model):
+    adapters = extract_adapters(Net(model).lora(1, wrapper=ToyScale).module)
+    net = Net(model).add_adapter("a", adapters).add_adapter("b", adapters)
+    for text in (repr(net), str(net.summary())):
+        assert "0 adapted layers, inactive sets: 2 (net.activate)" in text
+    assert "inactive sets: 1 " in repr(net.activate("a"))
+    with net.disabled():
+        assert "inactive sets: 1 " in repr(net)
+    assert "inactive" not in repr(net.delete_adapter("b"))
 
 
 # --- functions of models refuse a net, and so do those of JAX and Equinox

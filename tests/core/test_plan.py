@@ -4,6 +4,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import pytest
+from jaxtyping import Array, Float
 
 from jno.lora import JnoLoraWarning, Net, Registry, SelectionError, apply_lora, plan_lora
 
@@ -93,6 +94,63 @@ def test_a_spec_is_told_what_earlier_specs_and_its_own_wrappers_leave_it(model, 
     message = refused({"emb": model.embedding, "head": model.head, **blocks}, specs=specs)
     start = f"specs[1] (target {specs[1]['target']!r}, wrapper ToyLinear) selects no layer."
     assert message.startswith(start) and f"{row}\n" in message
+
+
+class Annotated(eqx.Module):
+    """A layer of a user, whose annotation says how many axes its array has."""
+
+    table: Float[Array, "in out"]
+    modes: Float[Array, "*modes out"]
+
+    def __init__(self, key):
+        self.table, self.modes = jax.random.normal(key, (4, 3)), jnp.ones((2, 2, 3))
+
+
+class OneGain(ToyScale):
+    """Claims any layer, and says nothing about stacks."""
+
+    @classmethod
+    def applies_to(cls, leaf):
+        return isinstance(leaf, eqx.Module) and not isinstance(leaf, eqx.nn.Sequential)
+
+    def __init__(self, base, rank, alpha, *, key):
+        self.base, self.rank, self.alpha = base, rank, alpha
+        self.gain = self.constant = jnp.ones(())
+
+
+@pytest.mark.parametrize(
+    ("make", "array"),
+    [
+        (lambda key: eqx.nn.Linear(4, 5, key=key), r"weight is float32\[3, 5, 4\]"),
+        (lambda key: eqx.nn.Embedding(4, 5, key=key), "weight is"),
+        (lambda key: eqx.nn.Conv2d(2, 2, 3, key=key), r"weight is float32\[3, 2, 2, 3, 3\]"),
+        (lambda key: eqx.nn.ConvTranspose1d(2, 2, 3, key=key), "weight is"),
+        (lambda key: eqx.nn.GRUCell(2, 3, key=key), "weight_ih is"),
+        (lambda key: eqx.nn.LayerNorm((2, 3)), r"weight is float32\[3, 2, 3\]"),
+        (Annotated, r"table is float32\[3, 4, 3\]"),
+    ],
+    ids=["linear", "embedding", "conv", "transposed", "gru", "norm", "annotated"],
+)
+def test_a_stack_is_refused_by_a_class_that_says_nothing_about_stacks(make, array):
+    one, stack = (
+        make(jax.random.key(0)),
+        eqx.filter_vmap(make)(jax.random.split(jax.random.key(0), 3)),
+    )
+    model = {"one": one, "stack": stack}
+    plan = plan_lora(model, 1, wrapper=OneGain)
+    assert [row.status for row in plan] == ["wrapped", "refused"]
+    message = f"'stack' is refused: its {array}.*, a stack .*OneGain does not define `stack_ndim`"
+    with pytest.raises(SelectionError, match=message):
+        Net(model).lora(rank=1, wrapper=OneGain)
+    assert plan.problem is not None and "applies_to" in plan.problem
+    for selection in ({"target": "one"}, {"mask": "one"}):
+        assert [row.path for row in plan_lora(model, 1, wrapper=OneGain, **selection).wrapped] == [
+            "one"
+        ]
+        assert plan_lora(model, 1, wrapper=OneGain, **selection).problem is None
+    # A class that gives a number of axes is asked no further.
+    Says = type("Says", (OneGain,), {"stack_ndim": classmethod(lambda cls, leaf: 0)})
+    assert len(plan_lora(model, 1, wrapper=Says).wrapped) == 2
 
 
 @pytest.mark.parametrize("nothing", [None, [jax.nn.relu]])

@@ -4,16 +4,15 @@ import builtins
 import importlib
 import sys
 import threading
-import types
 
 import pytest
 
 import jno.lora
-from jno.lora import Net, PluginError, Registry, apply_lora, hookimpl, plan_lora, registered
+from jno.lora import Net, PluginError, Registry, apply_lora, plan_lora, registered
 from jno.lora._registry._plugins import find_plugins
 
 from .asking import at_once, names, one, statuses
-from .toys import MODEL_LINEARS, ToyConv, ToyLinear, ToyScale
+from .toys import MODEL_LINEARS, ToyLinear, ToyScale
 
 EMPTY = "@hookimpl\ndef jno_lora_wrappers():\n    return []\n"
 
@@ -37,20 +36,19 @@ def test_a_record_says_what_was_found_once_it_is_installed(site):
     assert repr(record) == shown
 
 
-def test_the_first_party_comes_first_then_distribution_then_entry_point(site):
+def test_the_zoo_comes_first_then_our_plugins_then_distribution_then_entry_point(site):
     site.install("Zebra_Lora", EMPTY, entry="b", entries={"a": EMPTY})
     site.install("acme.lora", EMPTY)
     site.install("jno_lora_attention", EMPTY)
     zoo = site.install_zoo()
     expected = [
-        ("jno-lora-attention", "main"),
         ("jno-lora-zoo", "main"),
+        ("jno-lora-attention", "main"),
         ("acme-lora", "main"),
         ("zebra-lora", "a"),
         ("zebra-lora", "b"),
     ]
     assert [(found.distribution, found.name) for found in find_plugins()] == expected
-    assert find_plugins("zebra.lora") == find_plugins()[3:] and find_plugins("nobody") == ()
     assert zoo not in sys.modules  # so far, nothing is imported
     zoo_first = Registry()
     zoo_first.zoo_class("LoRALinear")
@@ -77,7 +75,12 @@ def test_each_question_imports_what_it_needs(site, model, getkey):
     assert not {zoo, other} & set(sys.modules)
     Net(model).lora(1)
     plan_lora(model, 1, wrapper="DoRALinear")
+    for name in ("dora_linear", "jno-lora-zoo:DoRALinear"):
+        assert one(Registry(), name).__name__ == "DoRALinear"
     assert zoo in sys.modules and other not in sys.modules
+    third = site.plugin("bolt-lora", '"Bolt"')
+    assert one(Registry(), "bolt-lora:Bolt").__name__ == "Bolt"
+    assert third in sys.modules and other not in sys.modules
 
 
 @pytest.mark.parametrize("question", ["resolve Acme", "resolve dora", "auto", "records"])
@@ -192,23 +195,3 @@ def test_a_plugin_extends_auto_and_a_variant_to_layers_that_nobody_covers_and_no
     jno.lora.refresh()
     for word in ("auto", "lora"):
         assert names(model, 1, wrapper=word) == {"embedding": "OurEmb", **LINEARS}
-
-
-def test_the_last_plugin_chooses_a_policy_comes_first_and_hooks_may_ask_otherwise(site):
-    select = "@hookimpl{option}\ndef jno_lora_select(candidates): return candidates[{number}]\n"
-    for number, name in enumerate(["jno-lora-zoo", "acme-lora"]):
-        site.install(name, select.format(number=number, option=""))
-    registry, candidates = Registry(), [ToyConv, ToyLinear, ToyScale]
-    registry.records()
-    asked = [record.distribution for record, _ in registry.hooks("jno_lora_select")]
-    assert asked == ["jno-lora-zoo", "acme-lora"] and registry.hooks("jno_lora_wrappers") == []
-    assert registry.select("head", None, candidates) is ToyLinear
-    for number, options in [(2, {}), (0, {"trylast": True})]:
-        choose = hookimpl(specname="jno_lora_select", **options)
-        policy = choose(lambda candidates, number=number: candidates[number])
-        registry.register(types.SimpleNamespace(__name__=f"policy-{number}", choose=policy))
-        assert registry.select("head", None, candidates) is ToyScale
-    site.install("bolt-lora", select.format(number=0, option="(tryfirst=True)"))
-    registry.refresh()
-    registry.records()
-    assert registry.select("head", None, candidates) is ToyConv

@@ -22,9 +22,9 @@ from jno.lora import (
     register,
     registered,
 )
-from jno.lora.parts import LazyAdapter
+from jno.lora.extending import LazyAdapter
 
-from .asking import at_once, one, run, statuses, wrapped
+from .asking import at_once, names, one, run, statuses, wrapped
 from .toys import (
     MODEL_LINEARS,
     ToyBlock,
@@ -38,20 +38,19 @@ from .toys import (
 TO_INSTALL = r'[\s\S]*pip install -U "jno-lora\[zoo\]"'
 
 
-def test_a_name_of_two_plugins_is_an_error_listing_both_with_versions(site, monkeypatch):
+def test_a_name_of_two_third_parties_means_both_until_it_has_a_distribution(site, monkeypatch):
     site.plugin("acme-lora", '"Twin", variant="acme"', '"Acme"', version="1.2")
     site.plugin("bolt-lora", '"Twin", variant="bolt"', version="3.4")
     twice = Registry()
-    with pytest.raises(PluginError, match="'Twin' is ambiguous") as caught:
-        twice.resolve("Twin")
-    for distribution, version in [("acme-lora", "1.2"), ("bolt-lora", "3.4")]:
-        assert f'wrapper="{distribution}:Twin"  ({version})' in str(caught.value)
-    assert twice.clashes() == {"acme-lora:Twin": "bolt-lora", "bolt-lora:Twin": "acme-lora"}
-    assert one(twice, "Acme.Lora:Twin").variant == "acme"
-    assert one(twice, "bolt") is one(twice, "bolt-lora:Twin")
-    assert one(twice, "Acme").__name__ == "Acme"
-    for name, near in [("acme-lora:Twn", "acme-lora:Twin"), ("Acne", "Acme"), ("bollt", "bolt")]:
-        with pytest.raises(SelectionError, match=rf"called '{name}'.*'{near}'"):
+    acme, bolt = twice.resolve("Twin")
+    assert (acme.variant, bolt.variant) == ("acme", "bolt")
+    assert one(twice, "Acme.Lora:Twin") is acme
+    assert one(twice, "bolt") is one(twice, "bolt-lora:Twin") is bolt
+    text = run("doctor", code=1)
+    for name, owner in [("acme-lora:Twin", "bolt-lora"), ("bolt-lora:Twin", "acme-lora")]:
+        assert f'The name of {name} also belongs to {owner}. Write `wrapper="{name}"`' in text
+    for name, near in [("Acne", "'Acme'"), ("bollt", "'bolt'"), ("acme-lora:Twn", "it has Twin")]:
+        with pytest.raises(SelectionError, match=rf"{name}.*{near}"):
             twice.resolve(name)
     monkeypatch.setenv("JNO_LORA_BLOCK", "bolt-lora")
     twice.refresh()
@@ -63,9 +62,24 @@ def test_two_classes_of_one_name_in_one_plugin_have_to_be_passed(site):
     registry = Registry()
     for module in ("one", "two"):
         registry.register(type(ToyLinear)("Twin", (ToyLinear,), {"__module__": module}))
-    for name in ("Two", "acme-lora:Two", "(in-process):Twin"):
-        with pytest.raises(PluginError, match=r"ambiguous.*pass the class itself"):
+    for name in ("acme-lora:Two", "(in-process):Twin"):
+        with pytest.raises(PluginError, match=r"has 2 adapters called .*pass the class itself"):
             registry.resolve(name)
+
+
+def test_a_word_is_one_family_as_a_name_and_as_a_variant_however_it_is_spelled(site):
+    site.plugin("jno-lora-haliax", '"OurEmb", variant="lora-embedding"', '"OurNorm", "o-n"')
+    site.plugin("acme-lora", '"Acme", variant="LoRA_Embedding"', '"Other", variant="our-norm"')
+    site.plugin("jno-lora-zoo", '"LoRAEmbedding", variant="lora-embedding"')
+    registry = Registry()
+    # A variant, which plugins of lower precedence extend, although it is also a name.
+    expected = ["LoRAEmbedding", "OurEmb", "Acme"]
+    for word in ("LoRAEmbedding", "lora-embedding", "LORA_embedding"):
+        assert [cls.__name__ for cls in registry.resolve(word)] == expected
+    # A name, which nobody extends by a variant.
+    assert one(registry, "OurNorm") is one(registry, "our_norm") is one(registry, "o-n")
+    for name in ("jno-lora-zoo:LoRAEmbedding", "acme-lora:Other"):
+        assert one(registry, name).__name__ == name.partition(":")[2]
 
 
 def test_a_class_of_several_plugins_is_one_adapter(site):
@@ -83,9 +97,10 @@ def test_a_class_of_several_plugins_is_one_adapter(site):
     assert [*statuses(registry).items()] == [
         *(("acme-lora", "loaded"), ("bolt-lora", "loaded"), ("(in-process)", "loaded"))
     ]
-    assert one(registry, "Acme") is one(registry, "bolt-lora:Acme") is module.Acme
-    assert registry.auto() == (module.Acme,) and registry.clashes() == {}
-    assert registry.resolve("acme") == (module.Acme, module.Other)
+    assert one(registry, "acme-lora:Acme") is one(registry, "bolt-lora:Acme") is module.Acme
+    assert registry.auto() == (module.Acme,)
+    assert registry.resolve("acme") == registry.resolve("Acme") == (module.Acme, module.Other)
+    assert "also belongs to" not in run("doctor", code=1)  # without the zoo
     assert registry.provider(module.Acme).distribution == "acme-lora"
 
 
@@ -105,7 +120,7 @@ def test_a_lazy_class_is_made_once_and_by_the_question_that_needs_it():
     registry = Registry(discover=False)
     hook = hookimpl(lambda: lazy, specname="jno_lora_wrappers")
     registry.register(types.SimpleNamespace(hook=hook))
-    assert not registry.clashes() and made == []
+    assert len(registry.records()[0].wrappers) == 3 and made == []
     assert [cls.__name__ for cls in registry.auto()] == made == ["Shift"]
     acme = one(registry, "emca")
     assert one(registry, "Acme") is acme is registry.provider(acme).cls
@@ -127,8 +142,8 @@ def test_nobody_takes_a_word_of_the_zoo(site, distribution, name):
     assert one(registry, "DoRALinear").variant == "dora"
     assert one(registry, f"{distribution}:{name}").variant == "other"
     assert one(registry, "other").__name__ == name
-    assert registry.clashes() == {f"{distribution}:{name}": "jno-lora-zoo"}
-    assert f'Write `wrapper="{distribution}:{name}"`' in run("doctor", code=1)
+    owned = f"The name of {distribution}:{name} also belongs to jno-lora-zoo. "
+    assert f'{owned}Write `wrapper="{distribution}:{name}"`' in run("doctor", code=1)
 
 
 @pytest.mark.parametrize("name", ["lora_embedding", "OurEmbedding"])
@@ -138,33 +153,23 @@ def test_a_third_party_takes_no_word_of_our_other_plugins(site, name):
     registry = Registry()
     assert one(registry, "OurEmbedding") is one(registry, "lora-embedding")
     assert one(registry, "lora_embedding") is one(registry, "OurEmbedding")
-    assert [*registry.clashes()] == [f"acme-lora:{name}"]
-
-
-@pytest.mark.parametrize("name", ["auto", "All", "none", "all_linear"])
-def test_a_class_named_by_a_word_of_the_core_has_no_bare_name(site, name):
-    site.plugin("acme-lora", f'"{name}"')
-    registry = Registry()
-    assert one(registry, f"acme-lora:{name}").__name__ == name
-    assert registry.clashes() == {f"acme-lora:{name}": "jno-lora itself"}
-    with pytest.raises((PluginError, SelectionError)):
-        registry.resolve(name)
+    assert run("doctor", code=1).count("also belongs to jno-lora-attention") == 1
 
 
 def test_a_name_that_the_zoo_lacks_belongs_to_who_has_it_or_the_error_says_what_to_install(site):
     site.plugin("acme-lora", '"Acme", variant="acme"', '"DoRALinear", variant="fake"')
-    names = ("OFTConv", "jno-lora-zoo:OFTConv")
+    lacking = ("OFTConv", "jno-lora-zoo:OFTConv")
     registry = Registry()
     assert one(registry, "DoRALinear").variant == "fake"
-    for name in ("dora", *names):
+    for name in ("dora", *lacking):
         with pytest.raises(PluginError, match=TO_INSTALL):
             registry.resolve(name)
     site.install_zoo()
     assert one(registry, "DoRALinear").variant == "dora"
-    with pytest.raises(PluginError, match=f"OFTConv is not available{TO_INSTALL}"):
+    with pytest.raises(SelectionError, match=f"OFTConv is not available{TO_INSTALL}"):
         registry.zoo_class("OFTConv")
-    for name in names:
-        with pytest.raises(SelectionError, match=f"called '{name}'{TO_INSTALL}"):
+    for name in lacking:
+        with pytest.raises(SelectionError, match=f"{name}{TO_INSTALL}"):
             registry.resolve(name)
 
 
@@ -194,6 +199,9 @@ def test_classes_of_the_zoo_that_are_registered_by_hand_are_its_defaults(model):
     registry.register(plugin)
     assert registry.defaults() == registry.resolve("LoRALinear") == (linear,)
     assert registry.provided("jno-lora-zoo", "LoRALinear").cls is linear
+    assert {row.distribution for row in plan_lora(model, 2, registry=registry).wrapped} == {
+        "jno-lora-zoo"
+    }
     assert isinstance(Net(model, registry=registry).lora(2).module.head, linear)
 
 
@@ -226,10 +234,10 @@ def test_a_class_or_module_that_is_made_again_replaces_the_former(registry):
     assert one(registry, "ToyScale") is ToyScale  # the module that is refused replaces nothing
     cell(ToyConv)
     assert one(registry, "ToyLinear") is not first
-    names = [["ToyLinear"], ["ToyConv"]]
-    assert [[w.name for w in record.wrappers] for record in registered()] == names
+    expected = [["ToyLinear"], ["ToyConv"]]
+    assert [[w.name for w in record.wrappers] for record in registered()] == expected
     registry.refresh()
-    assert [[w.name for w in record.wrappers] for record in registered()] == names
+    assert [[w.name for w in record.wrappers] for record in registered()] == expected
 
 
 def test_a_broken_class_or_hook_is_refused_each_time_and_not_registered(registry):
@@ -280,10 +288,6 @@ class FamilyOne(ToyLinear):
     variant = "twins"
 
 
-class FamilyTwo(ToyLinear):
-    variant = "twins"
-
-
 class OfEmbeddings(UserEmbedding):
     variant = "Tw-ins"
 
@@ -292,54 +296,37 @@ class OfBlocks(ToyBlock):
     variant = "twins"
 
 
-class Chooser:
-    """A plugin object that chooses, and remembers what it was asked."""
-
-    def __init__(self, choice):
-        self.choice = choice
-        self.asked = []
-
-    @hookimpl
-    def jno_lora_select(self, path, leaf, candidates):
-        self.asked.append((path, type(leaf).__name__, tuple(candidates)))
-        return self.choice
-
-
 def test_a_variant_selects_every_wrapper_of_the_family_whatever_its_spelling(model, registry):
-    chooser = Chooser(FamilyTwo)
-    for item in (FamilyOne, OfEmbeddings, ToyScale, chooser):
+    for item in (FamilyOne, OfEmbeddings, ToyScale):
         register(item)
     expected = {"embedding": OfEmbeddings, **dict.fromkeys(MODEL_LINEARS, FamilyOne)}
     for spelling in ("twins", "t-wins", "TW_INS"):
         assert wrapped(model, 1, wrapper=spelling) == expected
     assert set(wrapped(model, 1, wrapper=["ToyScale", FamilyOne]).values()) == {ToyScale}
     assert wrapped(model, 1, wrapper=["twins", ToyScale]) == expected
-    assert chooser.asked == []
 
 
-def test_a_tie_is_an_error_naming_the_layer_and_both_unless_a_hook_chooses(model, registry):
-    for item in (FamilyOne, FamilyTwo, Chooser(None)):
-        register(item)
-    with pytest.raises(SelectionError) as caught:
-        wrapped(model, 1, wrapper="twins")
-    message = str(caught.value)
-    assert "claim 'encoder/0', a Linear" in message and "`jno_lora_select`" in message
-    for name in ("FamilyOne", "FamilyTwo"):
-        assert f'{name} (wrapper="(in-process):{name}")' in message
-    chooser = register(Chooser(FamilyTwo))
-    assert set(wrapped(model, 1, wrapper="twins").values()) == {FamilyTwo}
-    assert ("head", "Linear", (FamilyOne, FamilyTwo)) in chooser.asked
+def test_a_tie_is_an_error_that_names_the_layer_and_how_to_name_each(site, model):
+    for name in ("acme-lora", "bolt-lora"):
+        site.plugin(name, '"Twin", variant="twins"')
+    for word in ("twins", "Twin"):
+        with pytest.raises(SelectionError) as caught:
+            names(model, 1, wrapper=word)
+        message = str(caught.value)
+        assert "claim 'encoder/0', a Linear" in message
+        for distribution in ("acme-lora", "bolt-lora"):
+            assert f"wrapper=\"{distribution}:Twin\", for 'encoder/0'" in message
+    assert set(names(model, 1, wrapper="bolt-lora:Twin")) == set(MODEL_LINEARS)
+    both = ["bolt-lora:Twin", "acme-lora:Twin"]
+    assert {row.distribution for row in plan_lora(model, 1, wrapper=both).wrapped} == {"bolt-lora"}
 
 
 def test_an_adapter_of_a_container_does_not_silently_hide_one_of_equal_priority(blocks, registry):
-    chooser = Chooser(None)
-    for item in (FamilyOne, OfBlocks, chooser):
+    for item in (FamilyOne, OfBlocks):
         register(item)
     message = r"(?s)claim 'blocks/0', a Block:.*OfBlocks.*FamilyOne.*for 'blocks/0/up'"
     with pytest.raises(SelectionError, match=message):
         wrapped(blocks, 1, wrapper="twins")
-    assert chooser.asked[0] == ("blocks/0", "Block", (OfBlocks, FamilyOne))
-    for choice, paths in [(OfBlocks, [""]), (FamilyOne, ["/up", "/down"])]:
-        chooser.choice = choice
-        expected = {f"blocks/{n}{path}": choice for n in (0, 1) for path in paths}
-        assert wrapped(blocks, 1, wrapper="twins") == expected
+    for order, paths in [([OfBlocks, "twins"], [""]), ([FamilyOne, "twins"], ["/up", "/down"])]:
+        expected = {f"blocks/{n}{path}": order[0] for n in (0, 1) for path in paths}
+        assert wrapped(blocks, 1, wrapper=order) == expected

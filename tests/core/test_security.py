@@ -45,11 +45,14 @@ LISTED = {
     ".load()",  # of an entry point: `json.load` and its like take what they load
 }
 
-CORE, ZOO, PEFT, JNO, COMBINE, COMPARE, TRAIN, TESTING, CONDITIONAL = (
+CORE, ZOO, PEFT, CONVERT, JNO, COMBINE, COMPARE, TRAIN, TESTING, CONDITIONAL = (
     "src/jno/lora",
     *(
         f"plugins/jno-lora-{name}/src/jno_lora_{name}"
-        for name in ("zoo", "peft", "jno", "combine", "compare", "train", "testing", "conditional")
+        for name in (
+            *("zoo", "peft", "convert", "jno", "combine", "compare", "train", "testing"),
+            "conditional",
+        )
     ),
 )
 ALLOWED = {
@@ -66,21 +69,20 @@ ALLOWED = {
     f"{TESTING}/_tiers.py": {".write_text"},  # a badge
     # The metadata of distributions, and plugins that are not blocked.
     f"{CORE}/_registry/_plugins.py": {".entry_points", ".load()"},
-    f"{CORE}/_moved.py": {".import_module"},  # names of our plugins
-    f"{CORE}/_registry/_inside_jno.py": {".load()"},  # plugins that are not blocked, inside jNO
     f"{CORE}/_commands/doctor.py": {".entry_points"},  # their groups, which `doctor` shows
     f"{TESTING}/_check.py": {".resolve_name"},  # MODULE:NAME of a command line
     f"{CORE}/_compute/_lapack.py": {".import_module"},  # two names that stand there
     f"{JNO}/_replacement.py": {".import_module"},  # three modules of jNO, beside a loaded jNO
-    f"{CORE}/__init__.py": {".import_module"},  # a name that stands there
     f"{ZOO}/_bibtex.py": {".read_text"},  # papers.bib, beside it
     f"{PEFT}/files.py": {".mkdir", ".unlink", "os.replace"},
     f"{PEFT}/hub.py": {"huggingface_hub"},  # repositories that a call names
-    f"{PEFT}/states/containers.py": {  # the source, the base and the result that a call names
-        *("orbax", ".safe_open", ".memmap", ".glob", ".iterdir"),
-        *("open()", ".mkdir", ".write_text", "shutil", "os.replace"),
-    },
-    f"{PEFT}/states/converting.py": {  # the folder of an unfinished conversion, beside the result
+    # The source, the base and the result that a call names.
+    f"{CONVERT}/_states.py": {".glob"},
+    f"{CONVERT}/_orbax.py": {"orbax", ".write_text"},
+    f"{CONVERT}/_safetensors.py": {".safe_open", ".memmap", "open()", "os.replace"},
+    f"{CONVERT}/_reading.py": {".rename"},  # an option
+    f"{CONVERT}/_merge.py": {".iterdir", ".mkdir", "shutil"},
+    f"{CONVERT}/_unfinished.py": {  # the folder of an unfinished conversion, beside the result
         *(".mkdir", ".read_text", ".write_text", ".rglob", "shutil", "os.replace")
     },
     f"{COMPARE}/_comparison.py": {"open()"},

@@ -12,9 +12,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import jno.lora
 from jno.lora import Net, SelectionError, Shared, WrapperError, resolve
+from jno.lora._shared_arrays import names_to_resolve
 from jno.lora.extending import put_around
 
-from .tied import Frozen, Tied, X, adapted, apply, leaves_named, mlp, moved, normal, run
+from .tied import Frozen, Tied, X, adapted, apply, leaves_named, mlp, moved, normal, run, with_stack
 
 
 def test_an_array_is_one_leaf_of_the_first_adapter_in_its_largest_shape() -> None:
@@ -139,18 +140,17 @@ def test_named_adapters_and_later_calls_of_a_net_use_the_array_that_exists(wrapp
     assert not net.trainable.layers[0].A.value and net.trainable.layers[1].b
 
 
-def test_stacked_layers_run_by_a_scan() -> None:
-    make = lambda key: eqx.nn.Linear(3, 3, key=key)  # noqa: E731
-    stack = eqx.filter_vmap(make)(jax.random.split(jax.random.key(0), 2))
-    model = adapted([stack, eqx.nn.Linear(3, 3, key=jax.random.key(5))])
+def scanned(model: Any, x: Any) -> Any:
+    arrays, rest = eqx.partition(model[0], eqx.is_array)
+    x, _ = jax.lax.scan(lambda x, own: (jnp.tanh(eqx.combine(own, rest)(x)), None), x, arrays)
+    return model[1](x)
 
-    def call(model: Any, x: Any) -> Any:
-        arrays, rest = eqx.partition(model[0], eqx.is_array)
-        x, _ = jax.lax.scan(lambda x, own: (jnp.tanh(eqx.combine(own, rest)(x)), None), x, arrays)
-        return model[1](x)
+
+def test_stacked_layers_run_by_a_scan() -> None:
+    model = adapted(with_stack(2))
 
     def loss(model: Any, ready: Any) -> Any:
-        return jnp.sum(jax.vmap(lambda x: call(ready(model), x))(X) ** 2)
+        return jnp.sum(jax.vmap(lambda x: scanned(ready(model), x))(X) ** 2)
 
     (one, by_call), (two, by_merge) = (
         eqx.filter_jit(eqx.filter_value_and_grad(loss))(model, ready)
@@ -158,16 +158,37 @@ def test_stacked_layers_run_by_a_scan() -> None:
     )
     np.testing.assert_allclose(one, two, rtol=1e-5)
     np.testing.assert_allclose(by_call[0].A.value, by_merge[0].A.value, rtol=1e-4, atol=1e-5)
-    # Without `resolve`: JAX sees an array without the axis of the stack, or we a slice of one.
-    with pytest.raises(ValueError, match="different leading axis sizes"):
-        loss(model, lambda model: model)
-    same = adapted([eqx.filter_vmap(make)(jax.random.split(jax.random.key(0), 3))])
-    same = eqx.tree_at(lambda m: m[0].A.value, same, jnp.zeros((3, 3)))
-    same = eqx.tree_at(lambda m: m[0].B.value, same, jnp.zeros((3, 2)))
+    # Without `resolve`: we see a slice of the array, or JAX an array without the axis of the stack.
     with pytest.raises(WrapperError, match="resolve"):
-        loss([same[0], model[1]], lambda model: model)
+        loss(model, lambda model: model)
+    with pytest.raises(ValueError, match="different leading axis sizes"):
+        loss(adapted(with_stack(3)), lambda model: model)
     report = Net(model).summary(merge_error=True)
     assert all(row.merge_error is not None for row in report)
+
+
+def test_a_stack_has_a_copy_of_a_frozen_array_for_each_layer() -> None:
+    model = adapted(with_stack(3), wrapper=Frozen)
+    stack, last = model
+    assert stack.A.value.shape == (3, 2, 3) and last.A.value.shape == (2, 3)
+    assert not names_to_resolve(model) and names_to_resolve(adapted(with_stack(3))) == {"tied-A"}
+    outputs = jax.vmap(partial(scanned, model))(X)  # without `resolve`
+    for ready in (resolve, jno.lora.merge_lora):
+        expected = jax.vmap(partial(scanned, ready(model)))(X)
+        np.testing.assert_allclose(outputs, expected, rtol=1e-5)
+    mapped = eqx.filter_vmap(lambda layer, x: layer(x), in_axes=(eqx.if_array(0), None))
+    expected = mapped(jno.lora.merge_lora(stack), X[0])
+    np.testing.assert_allclose(mapped(stack, X[0]), expected, rtol=1e-5)
+    adapters = jno.lora.extract_adapters(model)
+    assert {array.shape for array in adapters.shared.values()} == {(2, 3), (3, 2)}
+    assert eqx.tree_equal(jno.lora.swap_adapters(with_stack(3), adapters), model)
+    net = Net(with_stack(3)).freeze().lora(rank=2, wrapper=Frozen, target="^0$")
+    net.lora(rank=2, wrapper=Frozen, target="^1$")
+    np.testing.assert_array_equal(net.module[0].A.value[2], net.module[1].A.value)
+    adapt = partial(jno.lora.apply_lora, with_stack(3)[1], 2, wrapper=Frozen)
+    several = eqx.filter_vmap(lambda key: adapt(key=key))(jax.random.split(jax.random.key(0), 2))
+    with pytest.raises(SelectionError, match="two models"):  # their arrays differ
+        jno.lora.extract_adapters(several)
 
 
 def test_a_sharded_model_keeps_the_array_on_every_device() -> None:

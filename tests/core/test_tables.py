@@ -75,12 +75,14 @@ def test_names_of_a_model_are_no_html_markup_or_control_and_in_a_notebook_text_t
     assert table("\x1b[2K", [], []).title == r"\x1b[2K"
 
 
-def test_text_is_never_folded_and_a_caption_is_below():
+def test_paths_are_never_folded_sentences_are_and_a_caption_is_below():
     long = "/".join(f"block{n}" for n in range(100))
-    columns = [("path", "left"), ("layer", "left")]
-    made = table(long, columns, [[long, "Linear"]], caption=f"& {long}")
+    columns = [("path", "left"), ("plan", "left")]
+    made = table(long, columns, [[long, "no adapter applies " * 10]], caption=f"& {long}")
     title, *lines, caption = str(made).splitlines()
     assert title == long and caption == f"& {long}" and any(long in line for line in lines)
+    assert max(map(len, lines)) < len(long) + 70
+    assert "\n".join(lines).count("no adapter applies") > 5
     root = ElementTree.fromstring(made._repr_html_())
     assert root.findall("div")[1].text == f"& {long}"
 

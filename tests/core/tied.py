@@ -8,14 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 
 import jno.lora
-from jno.lora import LoRAWrapper, Shared, resolve
+from jno.lora import MatrixAdapter, Shared, resolve
 
 
 def normal(key: Any, shape: Any) -> Any:
     return jax.random.normal(key, shape)
 
 
-class Tied(LoRAWrapper):
+class Tied(MatrixAdapter):
     """`W + diag(b) B A`, with one `A` and one `B` for all layers, cut to each layer's size."""
 
     adapter_fields = ("A", "b")
@@ -68,6 +68,13 @@ class Frozen(Tied):
 
 def mlp() -> Any:
     return eqx.nn.MLP(3, 2, 5, 2, key=jax.random.key(0))
+
+
+def with_stack(number: int) -> Any:
+    """A stack of layers, and one layer."""
+    make = lambda key: eqx.nn.Linear(3, 3, key=key)  # noqa: E731
+    stack = eqx.filter_vmap(make)(jax.random.split(jax.random.key(0), number))
+    return [stack, eqx.nn.Linear(3, 3, key=jax.random.key(5))]
 
 
 X = np.asarray(jax.random.normal(jax.random.key(1), (4, 3)))

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from jno.lora import __version__, extending
-from jno.lora.testing import CHECKS
+from jno_lora_testing import CHECKS
 from jno_lora_zoo import FAMILIES, METHODS, adapters
 
 DOCS = pathlib.Path(__file__).parents[2] / "docs"

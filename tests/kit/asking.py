@@ -7,7 +7,7 @@ from click.testing import CliRunner
 
 from jno.lora import MatrixAdapter
 from jno.lora._commands._cli import Group
-from jno.lora.testing import WrapperCase
+from jno_lora_testing import WrapperCase
 from jno_lora_testing.plugin import jno_lora_commands
 
 

@@ -9,10 +9,12 @@ from dataclasses import replace
 import equinox as eqx
 import jax
 import pytest
+from tests.core import asking
 from tests.core.test_commands import GOOD
 
+import jno_lora_zoo  # noqa: F401  # a fake plugin imports it, when `site` has taken it away
 from jno.lora import apply_lora
-from jno.lora.testing import CHECKS, run_checks
+from jno_lora_testing import CHECKS, run_checks
 
 from .asking import run
 
@@ -190,7 +192,7 @@ def test_check_takes_the_cases_that_a_plugin_names(site):
         + """
 jno_lora_cases = f"{__name__}:cases"
 def cases():
-    from jno.lora.testing import WrapperCase
+    from jno_lora_testing import WrapperCase
     layer, x = eqx.nn.Linear, jnp.ones(3)
     make = lambda key: layer(3, 2, key=key)
     return WrapperCase(Shift, make, lambda key: (x,), name="named")
@@ -200,6 +202,46 @@ def cases():
     (row,) = (line.split() for line in run(*asked).splitlines() if "1/1" in line)
     assert row[0] == "named"
     assert "Shift-Linear" in run(*asked, "--layer", "Linear")
+
+
+# A kind of layer that lacks `mesh_axes`.
+UNFINISHED = """
+import jno_lora_zoo as zoo
+
+class Own(eqx.Module):
+    weight: object
+
+class OwnLayer(zoo.LayerKind):
+    @classmethod
+    def fits(cls, leaf):
+        return type(leaf) is Own and leaf.weight.ndim == 2
+
+    @classmethod
+    def matrix(cls, layer):
+        return layer.weight
+
+    @classmethod
+    def with_matrix(cls, base, matrix):
+        return Own(matrix)
+
+@hookimpl
+def jno_lora_wrappers():
+    import sys
+    globals().update(zoo.adapters_for(OwnLayer, __name__))
+    return zoo.adapters_defined_in(sys.modules[__name__])
+"""
+
+
+def test_a_kind_of_layer_that_lacks_a_member_is_trouble_in_every_command(site):
+    site.install("unfinished", UNFINISHED)
+    said = "LoRAOwn is not complete. OwnLayer and LoRA lack `mesh_axes`: The mesh axes along which"
+    assert said in " ".join(asking.run("plugins").split())
+    doctor = " ".join(asking.run("doctor", code=1).split())
+    assert said in doctor and "TROUBLE: The plugin unfinished 1.0" in doctor
+    assert said in " ".join(run("check", "unfinished", code=1).split())
+    at_import = "globals().update(zoo.adapters_for(OwnLayer, __name__))\n\n@hookimpl"
+    made = site.install("made", UNFINISHED.replace("@hookimpl", at_import))
+    assert said in " ".join(run("check", f"{made}:CASES", code=1).split())
 
 
 def test_check_of_a_plugin_without_adapters_says_so_and_writes_no_badge(site, tmp_path):

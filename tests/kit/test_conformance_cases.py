@@ -12,7 +12,7 @@ from tests.core.test_options import OPTIONS, Blocks as OptionBlocks
 from tests.core.toys import ToyScale
 
 from jno.lora.extending import compute_dtype
-from jno.lora.testing import (
+from jno_lora_testing import (
     ConformanceError,
     WrapperCase,
     run_checks,

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 from tests.core.good_adapter import Good
 
-from jno.lora.testing import ConformanceError, run_checks, wrapper_checks
+from jno_lora_testing import ConformanceError, run_checks, wrapper_checks
 
 from .asking import case_of
 from .wrong_adapters.transformations import HidesItsProduct, SetsAnOutput

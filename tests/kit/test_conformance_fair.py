@@ -10,7 +10,7 @@ import pytest
 from tests.core.data_adapters import Tied
 from tests.core.good_adapter import Good, float_of
 
-from jno.lora.testing import WrapperCase, run_checks
+from jno_lora_testing import WrapperCase, run_checks
 
 
 class Layer(eqx.Module):

@@ -11,7 +11,7 @@ from tests.core.gated_adapters import Gated
 from tests.core.good_adapter import Good
 
 from jno.lora import JnoLoraWarning, LoRAWrapper, WrapperError
-from jno.lora.testing import (
+from jno_lora_testing import (
     ConformanceError,
     check_wrapper,
     parametrize_with_checks,
@@ -43,7 +43,7 @@ class MyAdapter(LoRAWrapper):
 
     @classmethod
     def applies_to(cls, leaf) -> bool:
-        return isinstance(leaf, eqx.nn.Linear)
+        return isinstance(leaf, eqx.nn.Linear) and leaf.weight.ndim == 2
 
     def __init__(self, base, rank, alpha, *, key):
         self.base, self.rank, self.alpha = base, rank, alpha
@@ -71,7 +71,9 @@ def test_advice_is_a_warning_unless_strict():
     case = case_of(HalfPrecisionAdapter, checks=("adapter-dtype", "jit"))
     with pytest.warns(JnoLoraWarning, match=r"Advice: \[adapter-dtype\] HalfPrecisionAdapter"):
         check_wrapper(case)
-    with pytest.raises(ConformanceError, match=r"fails 1 of 2 checks.\n\n\[adapter-dtype\]"):
+    with pytest.raises(
+        ConformanceError, match=r"fails 1 of 2 checks.\n\nAdvice: \[adapter-dtype\]"
+    ):
         check_wrapper(case, strict=True)
 
     def test_of(name, **settings):
@@ -155,11 +157,12 @@ def test_each_array_is_cut_along_an_axis_that_the_devices_divide():
     assert "no array that could be cut" in wrapper_checks(case)["sharding"]()
 
 
-def test_check_wrapper_lists_every_failure():
+def test_check_wrapper_names_every_failure():
     case = case_of(DoesNothing, checks=("adapter-acts", "gradients", "law", "jit"))
     with pytest.raises(ConformanceError, match="DoesNothing fails 2 of 4 checks") as error:
         check_wrapper(case)
-    assert "[adapter-acts]" in str(error.value) and "[gradients]" in str(error.value)
+    assert "[adapter-acts]" in str(error.value)
+    assert str(error.value).endswith("These may fail because of it: gradients.")
 
 
 def test_the_relative_error_sees_shapes_nan_and_imaginary_parts():

@@ -1,6 +1,8 @@
 """The kit's messages: the author's own line, and one message for failures that are the same."""
 
 import importlib
+import json
+import re
 import sys
 
 import equinox as eqx
@@ -9,16 +11,17 @@ import pytest
 from tests.core.good_adapter import Good
 
 from jno.lora import SelectionError
-from jno.lora.testing import (
+from jno_lora_testing import (
     CHECKS,
     ConformanceError,
     WrapperCase,
+    _check,
     check_wrapper,
     messages,
     run_checks,
     wrapper_checks,
 )
-from jno_lora_testing import _check
+from jno_lora_testing._causes import CAUSES, CONSEQUENCES, presupposed
 
 from .asking import case_of, run
 from .wrong_adapters._bases import is_exactly
@@ -70,8 +73,10 @@ def test_the_line_is_the_author_s_own_and_checks_that_stop_there_share_a_message
     assert f"] Adapter: {len(names)} checks stopped at an exception, TypeError: " in text
     assert "(raised in apply, " in text
     assert "helpers/arithmetic.py:5: return adapter.base(x) + jnp.matmul(" in text
-    assert {*names} < {*stopped} and len(names) > 10
-    assert len(texts) == len(failed) - len(names) + 1
+    following = text.partition("may fail because of it: ")[2].rstrip(".").split(", ")
+    assert {*names} < {*stopped} and {"gradients", "jit", "vmap"} < {*following}
+    (penalty,) = (other for other in texts if other != text)
+    assert penalty.startswith("[penalty]")
     # One message for what is required, and one for advice; and one for all cases.
     text = run("check", "someones_adapters:Adapter", "--only", "j*", "--only", "s*", code=1)
     lines = [line for line in text.splitlines() if "stopped at an exception, TypeError: " in line]
@@ -96,10 +101,51 @@ def test_an_error_behind_another_one_is_the_author_s_too():
     assert f"(raised in __init__, {__file__}:" in str(error.value)
 
 
-def test_a_failure_that_explains_others_comes_first():
-    wanted = ["input-jet", "merge-equals-call"]
-    first, second = messages(run_checks(case_of(CallForgetsTheScale), wanted))
-    assert first.startswith("[merge-equals-call]") and second.startswith("[input-jet]")
+def test_the_consequences_of_a_failure_are_named_in_the_message_of_their_cause():
+    case = case_of(CallForgetsTheScale, parameters=21)
+    results = run_checks(case)
+    failed = {result.check for result in results if result.error}
+    assert len(failed) > 10
+    first, second = messages(results)
+    assert first.startswith("[merge-equals-call]") and second.startswith("[parameter-count]")
+    named = first.partition("These may fail because of it: ")[2].rstrip(".").split(", ")
+    assert {*named} == failed - {"merge-equals-call", "parameter-count"}
+    # Not the remedies of the consequences, required and advice.
+    assert {"ranks", "special-inputs", "stacked-layers"} < {*named}
+    assert "clamp a rank" not in first and "stack_ndim" not in first
+    # The table, the tier and the JSON say so, too.
+    table = str(_check.as_table(results, ""))
+    assert "merge-equals-call" in table and "that may follow" in table and "ranks" not in table
+    assert "(not works: parameter-count, merge-equals-call failed;" in table
+    causes = {r["check"]: r["cause"] for r in json.loads(_check.as_json(results, ""))["results"]}
+    assert causes["ranks"] == "merge-equals-call" and causes["merge-equals-call"] is None
+    # A check whose cause passes is a cause itself, and advice comes last.
+    alone = run_checks(case, ["input-jet", "stacked-layers", "parameter-count"])
+    starts = [text.partition("]")[0] for text in messages(alone)]
+    assert starts == ["[parameter-count", "[input-jet", "Advice: [stacked-layers"]
+
+
+def test_every_check_comes_after_the_checks_that_it_presupposes():
+    consequences = {name for names in CONSEQUENCES.values() for name in names}
+    assert consequences | {*CONSEQUENCES} <= {*CHECKS}
+    assert all("contract" in presupposed(check) for check in {*CHECKS} - {"contract"})
+    # A cause presupposes less, so its message can be found, and `--fast` runs it before.
+    for check in CHECKS:
+        assert all(presupposed(cause) < presupposed(check) for cause in presupposed(check))
+
+
+def test_fast_runs_the_likely_causes_on_one_case_until_one_fails():
+    wrong = f"{CallForgetsTheScale.__module__}:CallForgetsTheScale"
+    text = run("check", wrong, "--fast", code=1)
+    assert re.match(r"1 of \d+ checks fails\n", text) and text.count("CallForgetsTheScale-") == 2
+    assert "\n[merge-equals-call] CallForgetsTheScale-Linear: " in text and "Tier" not in text
+    found = json.loads(run("check", wrong, "--fast", "--json", code=1))
+    assert found["tier"] is None and "of 3 cases" in found["unchecked"]
+    ran = [result["check"] for result in found["results"]]
+    assert {*ran} < {*CAUSES} and ran[-1] == "merge-equals-call"
+    whole = run_checks(case_of(Good), CAUSES, until_failure=True)
+    assert {result.check for result in whole} == {*CAUSES}
+    assert run("check", wrong, "--fast", "--only", "law", "--only", "contract").startswith("0 of 1")
 
 
 def test_single_checks_can_be_run_by_their_ids_and_by_patterns():

@@ -12,7 +12,7 @@ import pytest
 from tests.core.good_adapter import Good
 
 from jno.lora import MissingLibraryError
-from jno.lora.testing import (
+from jno_lora_testing import (
     ConformanceError,
     Symmetry,
     WrapperCase,

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jno.lora.testing import rotation
+from jno_lora_testing import rotation
 
 KEY = jax.random.key(5)
 

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from jno.lora.testing import ADVICE, CHECKS, ConformanceError, wrapper_checks
+from jno_lora_testing import ADVICE, CHECKS, ConformanceError, wrapper_checks
 
 from .asking import case_of
 from .wrong_adapters import TABLE

@@ -42,7 +42,7 @@ def data(example):
 
 def test_the_whole_script(example, data, tmp_path):
     from jno.lora import lora_report
-    from jno.lora.peft import load_peft, save_peft
+    from jno_lora_peft import load_peft, save_peft
 
     results = example.main(["--quick"])
     adapted, plain, run = results["adapted"], results["plain"], results["run"]

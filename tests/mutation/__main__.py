@@ -31,7 +31,7 @@ from ._mutants import sample
 
 ROOT = pathlib.Path(__file__).parents[2]
 FOLDERS = ["src/jno/lora"]
-FOLDERS += [f"plugins/jno-lora-{p}/src" for p in ("zoo", "bank", "conditional", "peft")]
+FOLDERS += [f"plugins/jno-lora-{p}/src" for p in ("zoo", "bank", "conditional", "convert", "peft")]
 FEW, MANY = 12, 120  # tests on a mutant
 # For one run of tests. A mutant that does not end in it is killed if the tests are few: it hangs.
 SECONDS = {FEW: 240, MANY: 1200}

@@ -143,9 +143,9 @@ def the_core_and_the_zoo(environment):
         "net.lora(rank=2, wrapper='EmbeddingBias')\n"
         "assert type(net.module[0]).__name__ == 'EmbeddingBias'\n"
         "try:\n"
-        "    import jno.lora.optim\n"
+        "    import jno_lora_train.optim\n"
         "except MissingLibraryError as err:\n"
-        "    assert 'needs optax' in str(err) and 'pip install \"jno-lora[optim]\"' in str(err)\n"
+        "    assert 'needs optax' in str(err) and 'pip install \"jno-lora[train]\"' in str(err)\n"
         "else:\n"
         "    raise AssertionError\n"
     )
@@ -157,11 +157,12 @@ def everything(environment):
     environment.install("optax")
     found = environment.python(
         "from jno.lora import in_jno, registered\n"
-        "from jno.lora.optim import lora_plus\n"
-        "from jno.lora.peft import load_peft, save_peft\n"
+        "from jno_lora_train.optim import lora_plus\n"
+        "from jno_lora_peft import load_peft, save_peft\n"
         "from jno_lora_arrays import report_uses, through\n"
         "from jno_lora_bank import AdapterBank, at_slot\n"
         "from jno_lora_conditional import Conditional, at, fit\n"
+        "from jno_lora_convert import convert_lora\n"
         "from jno_lora_quantized import dequantize, quantize\n"
         "from jno_lora_train import ScannedLayers, Trainer, TrainingRun\n"
         "from jno_lora_uncertainty import Ensemble, calibrate, predict\n"
@@ -169,7 +170,7 @@ def everything(environment):
         "print(*[record.distribution for record in registered() if record.status == 'loaded'])\n"
     )
     # These are called by their users, and register nothing.
-    names = ("bank", "combine", "conditional", "quantized", "train", "uncertainty")
+    names = ("bank", "combine", "conditional", "peft", "quantized", "train", "uncertainty")
     registered = {p.name for p in PLUGINS} - {f"jno-lora-{name}" for name in names}
     outside = {"jno-lora-embedding-bias", "jno-lora-outside"}
     assert set(found.stdout.split()) == registered | outside

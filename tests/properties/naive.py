@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import equinox as eqx
@@ -98,12 +98,13 @@ def tiers_of(wrapper: Any, installed: Mapping[str, type[LoRAWrapper]]) -> Tiers:
     if wrapper == "auto":
         takes_part = [c for c in installed.values() if c.auto and c not in DEFAULTS]
         return (*tiers_of(None, installed), *_by_owner(takes_part, installed))
-    named = [cls for name, cls in installed.items() if wrapper in (name, name.split(":")[1])]
-    if named:
-        return (tuple(named[:1]),)
-    family = [c for c in installed.values() if c.variant and _plain(c.variant) == _plain(wrapper)]
-    assert family, wrapper
-    return _by_owner(family, installed)
+    if wrapper in installed:  # "distribution:Name"
+        return ((installed[wrapper],),)
+    word = _plain(wrapper)
+    family = [c for c in installed.values() if c.variant and _plain(c.variant) == word]
+    named = [c for c in installed.values() if _plain(c.__name__) == word]
+    owners = _by_owner([*family, *named], installed)[0]
+    return _by_owner(family, installed) if set(family) & set(owners) else (owners,)
 
 
 def _by_owner(
@@ -160,7 +161,6 @@ def selection(
     model: Any,
     rules: list[Rule],
     chosen: set[str] | None,
-    choose: Callable[[str, Any, list[type[LoRAWrapper]]], type[LoRAWrapper]],
 ) -> Selection:
     """The layers that rules and a mask select.
 
@@ -169,7 +169,6 @@ def selection(
     adapter is looked at, and nothing inside a norm that owns its layer's weight is wrapped.
 
     - `chosen`: the paths of the leaves that the mask selects; `None` without a mask.
-    - `choose`: decides between adapters of equal priority.
     """
     found = Selection({}, set(), set())
 
@@ -180,7 +179,7 @@ def selection(
                 for place, tier in enumerate(rule.tiers):
                     claims = [cls for cls in tier if cls.applies_to(node)]
                     if claims:
-                        cls = claims[0] if len(claims) == 1 else choose(path, node, claims)
+                        (cls,) = claims  # no two of equal priority adapt one layer
                         return (number, place), cls
         return None
 

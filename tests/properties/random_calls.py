@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 import jno_lora_attention as attention
 import jno_lora_zoo as zoo
-from jno.lora import LoRAWrapper, Registry, hookimpl
+from jno.lora import LoRAWrapper, Registry
 
 from .odd_nodes import EmbeddingAdapter, NodeAdapter, NormAdapter
 from .random_models import TARGETS
@@ -111,24 +111,10 @@ CALLS = st.one_of(
 )
 
 
-def choose(path: str, leaf: Any, candidates: Any) -> Any:
-    """Of adapters of equal priority, one that depends on nothing but their names."""
-    del path, leaf
-    return min(candidates, key=lambda cls: cls.__name__)
-
-
-class Chooser:
-    """`choose`, as a plugin."""
-
-    @hookimpl
-    def jno_lora_select(self, path, leaf, candidates):
-        return choose(path, leaf, candidates)
-
-
 def registry() -> tuple[Registry, dict[str, type[LoRAWrapper]]]:
     """A registry of the installed adapters and those of the tests; and all of them by name."""
     registry = Registry()
-    for item in (NodeAdapter, EmbeddingAdapter, NormAdapter, Chooser()):
+    for item in (NodeAdapter, EmbeddingAdapter, NormAdapter):
         registry.register(item)
     wrappers = [wrapper for record in registry.records() for wrapper in record.wrappers]
     return registry, {f"{w.distribution}:{w.name}": w.cls for w in wrappers}

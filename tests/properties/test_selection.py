@@ -10,7 +10,7 @@ from hypothesis import given, strategies as st
 from jno.lora import Net, SelectionError, apply_lora, plan_lora
 
 from .naive import Selection, arrays_of, leaves_of, rules_of, selection
-from .random_calls import CALLS, choose, lacks_an_option, registry
+from .random_calls import CALLS, lacks_an_option, registry
 from .random_models import examples, masks_of, models
 from .trees import adapters, owner, same
 
@@ -55,7 +55,7 @@ def cases(draw):
 def expected_of(model, call, mask) -> tuple[Selection, bool]:
     """The layers that a call should select, and whether each of its rules finds one."""
     rules = rules_of(call, INSTALLED)
-    found = selection(model, rules, chosen_by(mask, model), choose)
+    found = selection(model, rules, chosen_by(mask, model))
     return found, found.matching == set(range(len(rules)))
 
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy.signal import resample
-from studies._solvers import allen_cahn, burgers, navier_stokes
+from studies._solvers import allen_cahn, burgers, korteweg_de_vries, navier_stokes
 from studies.operators._problems import PROBLEMS
 
 
@@ -35,6 +35,17 @@ def test_a_small_force_on_a_fluid_at_rest_is_linear():
     x, nu, force = points(64)[None], 0.5, 1e-3
     expected = force * jnp.sin(x) * (1 - jnp.exp(-nu)) / nu
     assert distance(burgers(0 * x, viscosity=nu, force=force), expected) < 2e-3
+
+
+def test_korteweg_de_vries_moves_a_soliton_with_its_speed():
+    x, speed, dispersion = points(128)[None], 1.0, 0.03
+
+    def soliton(t):
+        from_crest = (x - 2.5 - speed * t) * jnp.sqrt(speed / dispersion) / 2
+        return 3 * speed / jnp.cosh(from_crest) ** 2
+
+    found = korteweg_de_vries(soliton(0.0), dispersion=dispersion, steps=400)
+    assert distance(found, soliton(1.0)) < 1e-3
 
 
 def test_allen_cahn_moves_fronts_and_drives_uniform_fields():

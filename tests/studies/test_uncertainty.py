@@ -1,5 +1,6 @@
 """The study of error bars, in a short form."""
 
+import re
 from dataclasses import replace
 
 import equinox as eqx
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from studies._families import QUICK
-from studies.uncertainty import _report
+from studies.uncertainty import _report, fits, source
 from studies.uncertainty._distances import DISTANCES, distances
 from studies.uncertainty._runs import KEY, RESULTS, Plan, run, with_all
 from studies.uncertainty._spreads import PRIORS, laplace, outputs, swag
@@ -39,6 +40,15 @@ def test_the_study_runs_goes_on_and_is_reported(tmp_path, quick):
     (tmp_path / "uncertainty.md").write_text((_report.DOCS / "uncertainty.md").read_text())
     page = _report.write_page(file, tmp_path).read_text()
     assert f"| burgers-values | {ADAPTERS} | 8 |" in page
+
+
+def test_fits_of_a_parameter_are_measured():
+    lines = fits.table(seeds=1, steps=2).splitlines()
+    assert len(lines) == 2 + sum(len(problem.queries) for problem in fits.PROBLEMS.values())
+    assert lines[0] in (_report.DOCS / "uncertainty.md").read_text()
+    for line in lines[2:]:
+        shares = [float(x) for x in re.findall(r"(\d+) %", line)]
+        assert len(shares) >= 3 and all(0 <= share <= 100 for share in shares)
 
 
 @pytest.fixture(scope="module")
@@ -129,3 +139,20 @@ def test_the_page_shows_the_stored_results(tmp_path):
     (tmp_path / "uncertainty.md").write_text(page.read_text())
     # If not: `python -m studies.uncertainty --report`.
     assert _report.write_page(RESULTS, tmp_path).read_text() == page.read_text()
+
+
+def test_the_study_at_the_source_runs_goes_on_and_is_reported(tmp_path):
+    file, quick = tmp_path / "results.jsonl", source.Plan(16, 4, 8, 8, 2, 1)
+    with pytest.raises(SystemExit, match="selects no"):
+        source.run(file, quick, "nothing")
+    source.run(file, quick, "KdV equation/film|heat equation/plain")
+    source.run(file, quick, "KdV equation/film")
+    records = once(file, source.KEY)
+    assert [record["problem"] for record in records] == ["heat equation", "KdV equation"]
+    for record in records:
+        # At the source, the intervals are lines without data of it.
+        assert record["before"][0] < record["after"][0] and len(record["after"]) == 9
+    page = (_report.DOCS / "uncertainty.md").read_text()
+    (tmp_path / "uncertainty.md").write_text(page)
+    # If not: `python -m studies.uncertainty.source --report`.
+    assert source.write_page(source.RESULTS, tmp_path).read_text() == page

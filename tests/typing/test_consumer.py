@@ -11,36 +11,34 @@ import jax.numpy as jnp
 from matplotlib.figure import Figure
 
 from jno.lora import (
+    AdapterSet,
     DoRALinear,
+    LoraReport,
     LoRAWrapper,
     Net,
-    adapter_effects,
-    apply_lora,
-    citation,
-    combine,
-    combine_with_report,
-    compare,
-    extract_adapters,
-    lora_report,
-    merge_lora,
-    plan_lora,
-    plot_adapters,
-    registered,
-    unwrap_lora,
-)
-from jno.lora.types import (
-    AdapterEffect,
-    AdapterEffects,
-    AdapterSet,
-    Comparison,
-    ComparisonRow,
-    LoraReport,
     Plan,
     PlanRow,
     PluginRecord,
     ReportRow,
-    UpdateReport,
+    apply_lora,
+    citation,
+    extract_adapters,
+    lora_report,
+    merge_lora,
+    plan_lora,
+    registered,
+    unwrap_lora,
 )
+from jno_lora_combine import (
+    AdapterEffect,
+    AdapterEffects,
+    UpdateReport,
+    adapter_effects,
+    combine,
+    combine_with_report,
+    plot_adapters,
+)
+from jno_lora_compare import Comparison, ComparisonRow, compare
 
 
 class Gain(LoRAWrapper):

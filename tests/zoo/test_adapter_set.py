@@ -19,9 +19,9 @@ from jno.lora import (
     load_adapters,
     read_adapters,
     save_adapters,
-    stack_adapters,
     swap_adapters,
 )
+from jno_lora_combine import stack_adapters
 from jno_lora_zoo import LoRALinear
 
 

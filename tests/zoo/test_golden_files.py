@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 import jno_lora_zoo as zoo
-from jno.lora import load_adapters, merge_lora, read_adapters, read_metadata, split_adapters
+from jno.lora import load_adapters, merge_lora, read_adapters, read_metadata
 from jno.lora.extending import load_extended
+from jno_lora_combine import split_adapters
 
 FILES = pathlib.Path(__file__).with_name("files")
 # The rows of both weights of the cell once DoRA is merged, as 0.3.0 merged it.
@@ -55,7 +56,7 @@ def assert_adds(model, merged, update, cell):
 
 def test_embeddings_and_cells_load_as_adapters_of_the_zoo(model):
     # Every trained array is 0.5; the alpha is 2 and the rank 1.
-    loaded = load_adapters(model, FILES / "cells-and-tables-0.3.0.safetensors")
+    loaded = load_adapters(model, FILES / "cells-and-tables.safetensors")
     assert {name: type(layer) for name, layer in loaded.items()} == {
         "table": zoo.LoRAEmbedding,
         "cell": zoo.DoRARecurrent,
@@ -66,7 +67,7 @@ def test_embeddings_and_cells_load_as_adapters_of_the_zoo(model):
 
 def test_so_do_the_members_of_a_sum(model):
     # The sum of the adapters above and of LoRA with the alpha 4 on the table and the cell.
-    file = FILES / "sum-0.3.0.safetensors"
+    file = FILES / "sum.safetensors"
     loaded = load_adapters(model, file)
     assert_adds(model, merge_lora(loaded), {"table": 1.5, "head": 0.5}, DORA + 1)
     one, two = split_adapters(loaded).values()
@@ -88,7 +89,7 @@ def linears():
 
 def test_a_file_from_before_hashes(linears):
     # Both factors are 0.5, the alpha is 2 and the rank 1.
-    loaded = load_adapters(linears, FILES / "linear-0.1.0.safetensors")
+    loaded = load_adapters(linears, FILES / "linear.safetensors")
     assert type(loaded["head"]) is zoo.LoRALinear and loaded["head"].alpha == 2
     merged = merge_lora(loaded)
     np.testing.assert_allclose(merged["head"].weight, linears["head"].weight + 0.5, rtol=1e-6)
@@ -96,14 +97,14 @@ def test_a_file_from_before_hashes(linears):
 
 def test_adapters_that_share_arrays(linears):
     # The factors and vectors are 0.5, the alpha is 2 and the rank 1.
-    loaded = load_adapters(linears, FILES / "tied-0.1.0.safetensors", strict="values")
+    loaded = load_adapters(linears, FILES / "tied.safetensors", strict="values")
     assert loaded["layers"][1].lora_A.name == "tied-A-2x2"
     for layer, plain in zip(merge_lora(loaded)["layers"], linears["layers"], strict=True):
         np.testing.assert_allclose(layer.weight, plain.weight + 0.125, rtol=1e-6)
 
 
 def test_an_extension_and_metadata(linears):
-    file = FILES / "conditional-0.3.0.safetensors"
+    file = FILES / "conditional.safetensors"
     assert read_metadata(file) == {"nu": 0.05, "grid": [1, 2], "by": "a\nb"}
     loaded, extension = load_extended(linears, file, "jno-lora-conditional", strict="values")
     assert type(loaded["head"]) is zoo.LoRALinear

@@ -10,8 +10,8 @@ from click.testing import CliRunner
 from tests.core.asking import run
 
 from jno.lora import Net, apply_lora
-from jno.lora.testing import run_checks, standard_cases
 from jno_lora_routed.testing import check_router
+from jno_lora_testing import run_checks, standard_cases
 from jno_lora_zoo import Method, adapters_defined_in
 
 # The other checks see the same in the adapters of the zoo.

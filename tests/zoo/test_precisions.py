@@ -13,9 +13,9 @@ from zoo_cases import perturb
 
 import jno_lora_zoo
 from jno.lora import (
+    LayerForm,
     Net,
     apply_lora,
-    combine,
     extract_adapters,
     load_adapters,
     lora_report,
@@ -23,7 +23,7 @@ from jno.lora import (
     save_adapters,
     swap_adapters,
 )
-from jno.lora.types import LayerForm
+from jno_lora_combine import combine
 
 
 def cast(tree, dtype):

@@ -6,14 +6,8 @@ import jax.numpy as jnp
 import pytest
 from tests.zoo.combining._tools import compilations
 
-from jno.lora import (
-    apply_lora,
-    extract_adapters,
-    lora_trainable_filter,
-    merge_lora,
-    scale_adapters,
-    swap_adapters,
-)
+from jno.lora import apply_lora, extract_adapters, lora_trainable_filter, merge_lora, swap_adapters
+from jno_lora_combine import scale_adapters
 
 METHODS = ("lora", "dora", "pissa", "vera", "oft")
 

@@ -84,7 +84,7 @@ def main(folder, forbidden):
 
     def imported():
         from jno import lora
-        from jno.lora import _commands, peft as peft
+        from jno.lora import _commands
 
         return lora, _commands.cli
 

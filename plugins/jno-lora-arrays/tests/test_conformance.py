@@ -7,10 +7,10 @@ import pytest
 from tests.pairs import methods_on
 from zoo_cases import OPTIONS, WHOLE_KIT, check_kind, made, parameter_count, perturb
 
-from jno.lora import calibrate, merge_lora
-from jno.lora.testing import WrapperCase, parametrize_with_checks
+from jno.lora import merge_lora
 from jno_lora_arrays import ArrayLayer, DeclaredArray, adapters, through
-from jno_lora_zoo import CorDA
+from jno_lora_testing import WrapperCase, parametrize_with_checks
+from jno_lora_zoo import CorDA, collect_statistics
 
 INPUTS, HEADS, SIZE, R = 5, 2, 3, 2
 
@@ -63,7 +63,7 @@ def test_calls_of_a_box_are_measured_as_vectors_of_its_matrix():
     box = DeclaredArray.of(jr.normal(jr.key(0), (2, 3, 2, 2)), "iioo")
     x = jr.normal(jr.key(1), (5, 2, 3))
     loss = lambda box, x: jnp.sum(jax.vmap(box)(x) ** 2)  # noqa: E731
-    found = calibrate(box, [x], loss, wrapper=Measured)[""]
+    found = collect_statistics(box, [x], loss, wrapper=Measured)[""]
     inputs = x.reshape(5, 6)
     outputs = inputs @ box.matrix().T
     assert jnp.allclose(found["input_covariance"], inputs.T @ inputs / 5, atol=1e-5)

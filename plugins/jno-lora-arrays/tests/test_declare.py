@@ -20,8 +20,8 @@ from jno.lora import (
     plan_lora,
     save_adapters,
 )
-from jno.lora.peft import load_peft, save_peft
 from jno_lora_arrays import DeclaredArray, LoRAArray, declare, infer, plain, through
+from jno_lora_peft import load_peft, save_peft
 
 AXES = {"(query|key)/kernel": "ioo", "out/kernel": "iio", "experts": "ios", "embedding": "eo"}
 

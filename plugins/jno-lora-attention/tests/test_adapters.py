@@ -31,7 +31,7 @@ def small(getkey):
 def test_every_argument_reaches_the_base(cls, getkey):
     """`test_oracles.py` has masks and changed heads."""
     layer = eqx.nn.MultiheadAttention(2, 8, dropout_p=0.5, key=getkey())
-    wrapper = cls(layer, 2, 1.0, key=getkey())
+    wrapper = apply_lora(layer, 2, 1.0, key=getkey(), wrapper=cls)
     x, key = [jax.random.normal(getkey(), (n, 8)) for n in (4, 5, 5)], getkey()
     dropped, silent = (layer(*x, **given) for given in ({"key": key}, {"inference": True}))
     assert not np.allclose(dropped, silent, atol=1e-2)
@@ -56,7 +56,7 @@ def test_a_subclass_is_called_with_the_merged_weights(cls):
     with jax.enable_x64(True):
         layer = random_layer(Reading, num_heads=2, query_size=8, use_key_bias=True)
         assert cls.applies_to(layer) and not PrefixAttention.applies_to(layer)
-        wrapper = perturb(cls(layer, 2, 1.0, key=KEY))
+        wrapper = perturb(apply_lora(layer, 2, 1.0, key=KEY, wrapper=cls))
         actual = wrapper(jnp.asarray(x))
     merged = projections_of(layer)
     if cls is LoRAAttention:
@@ -117,7 +117,7 @@ def test_a_prefix_starts_in_the_range_of_the_keys_and_its_rank_is_not_clamped(sm
     assert wrapper.prefix_keys.shape == (50, 2, 4)
     assert lora_report(wrapper).trainable == 50 * 2 * (4 + 4) + 2
     far = eqx.tree_at(lambda m: m.key_proj.bias, small, jnp.full(8, 100.0))
-    wrapper = PrefixAttention(far, 4, 1.0, key=KEY)
+    wrapper = PrefixAttention(far, 4, key=KEY)
     assert bool(jnp.all(wrapper.prefix_keys > 90)) and bool(jnp.all(wrapper.prefix_values < 90))
 
 
@@ -154,7 +154,7 @@ def test_a_prefix_reads_like_its_base():
 
     base = WithExtra(key=KEY)
     assert PrefixAttention.applies_to(base)
-    wrapper = PrefixAttention(base, 2, 1.0, key=KEY)
+    wrapper = PrefixAttention(base, 2, key=KEY)
     assert (wrapper.num_heads, wrapper.vo_size, wrapper.dropout.p) == (2, 4, 0.0)
     assert wrapper.extra is base.extra and wrapper.query_proj is base.query_proj
     with pytest.raises(WrapperError):  # it would compute without the prefix

@@ -4,14 +4,14 @@ import equinox as eqx
 import jax
 from zoo_cases import check_kind
 
-from jno.lora.testing import (
+from jno_lora_attention import IA3Attention, LoRAAttention, PrefixAttention
+from jno_lora_testing import (
     WrapperCase,
     invariant,
     parametrize_with_checks,
     permutation,
     standard_cases,
 )
-from jno_lora_attention import IA3Attention, LoRAAttention, PrefixAttention
 
 HEADS, SIZE, QK, VO = 2, 6, 4, 3
 

@@ -20,7 +20,7 @@ from attention_cases import (
 )
 from zoo_cases import assert_close, central_difference, perturb
 
-from jno.lora import lora_trainable_filter
+from jno.lora import apply_lora, lora_trainable_filter
 from jno_lora_attention import IA3Attention, LoRAAttention, PrefixAttention
 
 RANK, ALPHA = 2, 3.0
@@ -120,7 +120,8 @@ def test_the_law_the_output_and_every_derivative_are_those_of_loops(case):
     with jax.enable_x64(True):
         layer = random_layer(**SIZES, **(BIASES if case.biases else {}))
         options = {"projections": case.projections} if case.projections else {}
-        wrapper = perturb(case.cls(layer, RANK, ALPHA, key=jax.random.key(3), **options))
+        how = {"key": jax.random.key(3), "wrapper": case.cls, "options": options}
+        wrapper = perturb(apply_lora(layer, RANK, ALPHA, **how))
         x = inputs(layer)
         weights = random.normal(size=(QUERIES, SIZES["output_size"]))
         ways = (as_it_is, merged) if is_mergeable else (as_it_is,)

@@ -16,14 +16,11 @@ from jno.lora import (
     apply_lora,
     extract_adapters,
     merge_lora,
-    stack_adapters,
-    sum_adapters,
     swap_adapters,
-    take_adapters,
-    to_lora,
     unwrap_lora,
 )
 from jno_lora_bank import AdapterBank, at_slot
+from jno_lora_combine import stack_adapters, sum_adapters, take_adapters, to_lora
 
 MODEL = eqx.nn.Sequential([eqx.nn.Linear(4, 3, key=jr.key(0))])
 X = jr.normal(jr.key(1), (4,))

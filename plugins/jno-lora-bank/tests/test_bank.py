@@ -23,10 +23,10 @@ from jno.lora import (
     lora_trainable_filter,
     merge_lora,
     save_adapters,
-    sum_adapters,
     swap_adapters,
 )
 from jno_lora_bank import AdapterBank, at_slot
+from jno_lora_combine import sum_adapters
 from jno_lora_foundax import (
     BottleneckLinear,
     CPSpectral,
@@ -399,7 +399,7 @@ class LoRAOwn(LoRA, OwnLayer):
     pass
 
 
-def test_errors_change_nothing(model, sets, xs, unchecked):
+def test_errors_change_nothing(model, sets, xs, unchecked, tmp_path):
     """`test_advice.py` has the errors with a way out."""
     wider = eqx.nn.MLP(SIZE, 4, 9, 1, key=jr.key(0))
     fixed = AdapterBank(model, {"a": sets["lora"]}, fixed=True)
@@ -412,6 +412,7 @@ def test_errors_change_nothing(model, sets, xs, unchecked):
         (lambda: fixed.replace("b", sets["lora"]), "no adapter 'b' .the nearest names: 'a'"),
         (lambda: fixed.replace("a", adapters_of(model, LoRAOwn)), "LoRAOwn needs slots of"),
         (lambda: fixed.replace("a", model), "must be an AdapterSet"),
+        (lambda: fixed.replace("a", tmp_path), r"is a directory.*load_peft.*extract_adapters"),
         (lambda: fixed.remove("b"), "no adapter 'b'"),
         (lambda: fixed.run(["b"], xs[:1]), "no adapter 'b'"),
         (lambda: fixed.add(sets["lora"], 3), "must be a str"),

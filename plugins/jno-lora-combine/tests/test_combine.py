@@ -12,15 +12,13 @@ from tests.zoo.combining._tools import layers, relative, trained, update, update
 
 from jno.lora import (
     AdapterSet,
+    JnoLoraWarning,
     Net,
     SelectionError,
-    combine,
-    combine_with_report,
     extract_adapters,
-    scale_adapters,
     swap_adapters,
 )
-from jno.lora.types import JnoLoraWarning
+from jno_lora_combine import combine, combine_with_report, scale_adapters
 
 WEIGHTS = [0.7, -1.3, 2.0]
 DENSITY = 0.4

@@ -11,17 +11,8 @@ import numpy as np
 import pytest
 from tests.core.toys import ToyConv, ToyLinear, ToyScale, ToyStacked
 
-from jno.lora import (
-    AdapterEffects,
-    MissingLibraryError,
-    Net,
-    SelectionError,
-    WrapperError,
-    adapter_effects,
-    apply_lora,
-    lora_report,
-    plot_adapters,
-)
+from jno.lora import MissingLibraryError, Net, SelectionError, WrapperError, apply_lora, lora_report
+from jno_lora_combine import AdapterEffects, adapter_effects, plot_adapters
 
 
 def adapted(layer, cls, getkey, **fields):

@@ -8,8 +8,11 @@ import numpy as np
 import pytest
 from tests.zoo.combining._tools import layers, relative, trained
 
-from jno.lora import SelectionError, WrapperError, apply_lora, merge_lora
-from jno_lora_combine import extract_lora
+from jno.lora import JnoLoraWarning, SelectionError, WrapperError, apply_lora, merge_lora
+from jno_lora_combine import extract_lora, to_lora
+
+KEY = jax.random.key(0)
+LITTLE = "ignore:The LoRA keeps"
 
 
 def everything():
@@ -77,6 +80,7 @@ def test_every_kind_of_layer_is_adapted_and_the_leftovers_are_kept_or_dropped():
     assert_close(merge_lora(dropped)["linear"].weight, tuned["linear"].weight)
 
 
+@pytest.mark.filterwarnings(LITTLE)
 def test_the_error_is_the_tail_of_the_singular_values():
     base = layers()
     tuned = moved(base)
@@ -97,6 +101,30 @@ def test_the_error_is_the_tail_of_the_singular_values():
         assert cut.energy >= 0.8
 
 
+def test_a_warning_and_the_report_say_how_much_of_the_change_is_kept():
+    base = {name: eqx.nn.Linear(8, 8, key=KEY) for name in ("large", "small", "same")}
+    tuned = base | {"large": moved(base["large"], 1.0), "small": moved(base["small"], 0.01)}
+    changes = {n: np.asarray(tuned[n].weight - base[n].weight, np.float64) for n in tuned}
+    squares = {n: np.linalg.svd(x, compute_uv=False) ** 2 for n, x in changes.items()}
+    total = sum(map(np.sum, squares.values()))
+    with pytest.warns(JnoLoraWarning, match=r"keeps .*the least, .*Below 90%") as told:
+        _, report = extract_lora(base, tuned, rank=2, leftovers="drop")
+    kept = sum(x[:2].sum() for x in squares.values()) / total
+    least = min(squares["large"], squares["small"], key=lambda x: x[:2].sum() / x.sum())
+    assert report.kept == pytest.approx(kept, rel=1e-4)
+    for text in (str(told[0].message), str(report)):
+        assert f"{kept:.1%}" in text and f"{least[:2].sum() / least.sum():.1%}, at" in text
+    assert told[0].filename == __file__
+    _, report = extract_lora(base, tuned, energy=0.95, leftovers="drop")  # no warning
+    assert "Below" not in str(report) and f"{report.kept:.1%}" in str(report)
+    # A change that is only large in one layer is kept if that layer's is.
+    of_low_rank = base["large"].weight + jnp.outer(jnp.arange(8.0), jnp.ones(8))
+    tuned["large"] = eqx.tree_at(lambda x: x.weight, base["large"], of_low_rank)
+    assert extract_lora(base, tuned, rank=2, leftovers="drop")[1].kept > 0.99
+    assert extract_lora(base, base, rank=1)[1].kept is None
+    assert to_lora(trained(base, "dora", 1), rank=2)[1].kept is None
+
+
 @pytest.mark.parametrize("precision", [jnp.bfloat16, jnp.float32])
 def test_half_precision_is_compared_in_float32(precision):
     base = {"linear": layers(jnp.bfloat16)["linear"]}
@@ -112,6 +140,7 @@ def test_half_precision_is_compared_in_float32(precision):
     assert merge_lora(model)["linear"].weight.dtype == jnp.bfloat16
 
 
+@pytest.mark.filterwarnings(LITTLE)
 def test_layers_that_are_equal_get_no_adapter():
     base = layers()
     model, report = extract_lora(base, jax.tree.map(jnp.copy, base), rank=1)
@@ -122,9 +151,6 @@ def test_layers_that_are_equal_get_no_adapter():
     assert eqx.tree_equal(model["stack"], base["stack"])
     single, report = extract_lora(base["linear"], tuned["linear"], rank=1, leftovers="drop")
     assert type(single).__name__ == "LoRALinear" and [row.path for row in report] == [""]
-
-
-KEY = jax.random.key(0)
 
 
 @pytest.mark.parametrize(

@@ -16,18 +16,14 @@ from tests.zoo.combining._tools import layers, relative, trained, update, update
 from jno.lora import (
     AdapterSet,
     SelectionError,
-    adapter_effects,
     apply_lora,
-    combine,
     extract_adapters,
     lora_trainable_filter,
     resolve,
-    stack_adapters,
     swap_adapters,
-    take_adapters,
-    to_lora,
 )
 from jno.lora.extending import equations_in
+from jno_lora_combine import adapter_effects, combine, stack_adapters, take_adapters, to_lora
 from jno_lora_zoo import LoRALinear
 
 OWN = [0, 2, 1, 2, 2, 0]

@@ -15,15 +15,12 @@ from jno.lora import (
     Registry,
     SelectionError,
     WrapperError,
-    adapter_effects,
     apply_lora,
     extract_adapters,
     lora_trainable_filter,
     merge_lora,
-    plot_adapters,
-    shrink,
-    to_lora,
 )
+from jno_lora_combine import adapter_effects, plot_adapters, shrink, to_lora
 
 PRODUCTS = {"rslora": 2, "lora-xs": 2, "vera": 2, "pissa": 4}
 OTHERS = ["dora", "lokr"]

@@ -130,11 +130,11 @@ def test_a_candidate_may_bring_its_own_arguments_and_calibration(run, batches):
         {"name": "mixed", **ranks},
         {"wrapper": ToyLinear, "rank": 1, "alpha": 3.0, "target": "layers/1"},
         ToyFromData,
-        {"name": "near", "wrapper": ToyFromData, "calibrate": (batches, loss)},
+        {"name": "near", "wrapper": ToyFromData, "statistics_from": (batches, loss)},
         ToyLinear,
-        {"name": "needless", "wrapper": ToyLinear, "calibrate": ([], loss)},
+        {"name": "needless", "wrapper": ToyLinear, "statistics_from": ([], loss)},
         target="layers",
-        calibrate=(iter(far), loss),
+        statistics_from=(iter(far), loss),
     ).rows
     names = ["mixed", "ToyLinear rank=1 alpha=3.0 target='layers/1'"]
     assert [row.name for row in rows][:2] == names
@@ -288,10 +288,13 @@ def test_an_iterator_without_end_is_read_once_and_shared(run, batches):
         ({"wrappers": ["full", ["lora", None]]}, "`wrappers` holds"),
         ({"wrappers": ["full", {"wraper": "lora"}]}, "did you mean 'wrapper'"),
         ({"wrappers": ["full", {"rank": 2}]}, "names no adapter"),
-        ({"wrappers": [{"wrapper": ToyFromData, "statistics": {}}]}, "'statistics'.*calibrate"),
+        (
+            {"wrappers": [{"wrapper": ToyFromData, "statistics": {}}]},
+            "'statistics'.*statistics_from",
+        ),
         ({"wrappers": ["full", {"name": "full", "wrapper": ToyLinear}]}, "Two .* are called 'full"),
         ({"steps": 0}, "`steps` must be a whole number of at least 1, but is 0"),
-        ({"calibrate": (1,)}, r"a pair `\(batches, loss\)`"),
+        ({"statistics_from": (1,)}, r"a pair `\(batches, loss\)`"),
         # None of the adapters fits.
         ({"wrappers": [ToyLinear, "full"], "target": "laiers"}, "selects no layer"),
         ({"wrappers": ["nobody", "none"]}, "No adapter or variant is called 'nobody'"),

@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import pytest
 
 from jno.lora import LoRAWrapper
-from jno.lora.testing import ConformanceError
 from jno_lora_conditional.testing import check_conditional
+from jno_lora_testing import ConformanceError
 
 X = jnp.array([0.3, -0.5, 0.8])
 

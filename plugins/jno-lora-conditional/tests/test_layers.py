@@ -9,7 +9,7 @@ from foundax.architectures.fno import SpectralConv1d
 from tests.pairs import ALL
 
 from jno.lora import Net, SelectionError, extract_adapters, merge_lora
-from jno.lora.coded import with_arrays
+from jno.lora.extending import with_arrays
 from jno_lora_arrays import declare, through
 from jno_lora_conditional import (
     Conditional,
@@ -127,13 +127,13 @@ REFUSED = {
     "TiedLoRA": "trains an array that several layers share",
     "VBLoRA": "trains an array that several layers share",
 }
-# Start from a decomposition of the weight, or with reflections that cancel up to a rounding.
-ROUNDED_START = {"PiSSA", "OLoRA", "CorDA", "MiLoRA", "LoRAGA", "LoRAOne", "LoRANull", "HRA"}
+# Start from a decomposition of the weight.
+ROUNDED_START = {"PiSSA", "OLoRA", "CorDA", "MiLoRA", "LoRAGA", "LoRAOne", "LoRANull"}
 # Starts exactly, but divides by a norm when it is called.
 ROUNDED_CALL = {"DoRA"}
 
 # One method of each way to start, to move and to be refused; `make test-all` runs all methods.
-CHOSEN = ("LoRA", "OFT", "EVA", "PiSSA", "DoRA", *REFUSED)
+CHOSEN = ("LoRA", "OFT", "HRA", "EVA", "PiSSA", "DoRA", *REFUSED)
 RUN = [method for method in METHODS if ALL or method.__name__ in CHOSEN]
 
 

@@ -7,8 +7,8 @@ import pytest
 from tests.pairs import methods_on
 from zoo_cases import OPTIONS, parameter_count
 
-from jno.lora.testing import WrapperCase, parametrize_with_checks, rotation, run_checks
 from jno_lora_e3nn import adapters
+from jno_lora_testing import WrapperCase, parametrize_with_checks, rotation, run_checks
 
 R = 2
 INPUTS, OUTPUTS = "5x0e + 3x1o", "4x0e + 2x1o"

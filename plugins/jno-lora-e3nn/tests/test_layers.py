@@ -9,17 +9,9 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 from zoo_cases import perturb
 
-from jno.lora import (
-    Net,
-    WrapperError,
-    extract_adapters,
-    lora_trainable_filter,
-    merge_lora,
-    shrink,
-    sum_adapters,
-    to_lora,
-)
+from jno.lora import Net, WrapperError, extract_adapters, lora_trainable_filter, merge_lora
 from jno_lora_arrays import declare, plain, through
+from jno_lora_combine import shrink, sum_adapters, to_lora
 from jno_lora_conditional import Conditional, Powers, at, merge
 from jno_lora_conditional.testing import trained_at_random
 from jno_lora_e3nn import (

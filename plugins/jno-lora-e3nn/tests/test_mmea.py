@@ -12,8 +12,8 @@ import pytest
 from zoo_cases import perturb
 
 from jno.lora import Net, WrapperError, merge_lora, plan_lora
-from jno.lora.testing import WrapperCase, parametrize_with_checks, rotation
 from jno_lora_e3nn import MMEA
+from jno_lora_testing import WrapperCase, parametrize_with_checks, rotation
 
 # Two groups of even scalars, odd scalars, which are not invariant under inversions, and vectors.
 INPUTS, OUTPUTS = "3x0e + 2x0o + 2x1o", "2x1o + 2x0e + 4x0o + 0e"
@@ -100,7 +100,7 @@ def test_the_law_of_the_paper_in_float64(make, make_inputs, copies, getkey):
             lambda a: a.astype(jnp.float64) if eqx.is_inexact_array(a) else a,
             (make(getkey()), make_inputs(getkey())),
         )
-        adapter = MMEA(base, R, 1.0, key=getkey())
+        adapter = MMEA(base, R, key=getkey())
         y, same = run(base, x), run(adapter, x)
         np.testing.assert_array_equal(same.array, y.array)  # nothing changes at first
         adapter = perturb(adapter)
@@ -119,7 +119,7 @@ def test_channels_without_a_path_stay_zero(getkey):
     """Zeros are equivariant, and a gain keeps them."""
     base = layer(getkey(), irreps_out="2x0e + 2e", force_irreps_out=True, biases=False)
     (x,) = inputs(getkey())
-    y = perturb(MMEA(base, R, 1.0, key=getkey()))(x)
+    y = perturb(MMEA(base, R, key=getkey()))(x)
     assert y.irreps == "2x0e + 2e" and not y.filter("2e").array.any()
 
 
@@ -134,7 +134,7 @@ def test_layers_without_scalars_are_left_out_with_the_reason(getkey):
     reason = r"the gate reads even scalars \(0e\), and its inputs are 2x1o"
     assert re.search(reason, str(plan))
     with pytest.raises(ValueError, match=r"inputs are 2x1o\. Choose layers that read scalars"):
-        MMEA(vectors, R, 1.0, key=getkey())
+        MMEA(vectors, R, key=getkey())
 
 
 def test_a_merge_is_refused_with_the_path(getkey):

@@ -26,7 +26,7 @@ from foundax_cases import (
 from zoo_cases import assert_close
 
 import jno_lora_foundax as package
-from jno.lora import SelectionError, apply_lora, calibrate, merge_lora, refresh, registered
+from jno.lora import SelectionError, apply_lora, merge_lora, refresh, registered
 from jno.lora.extending import adapted_layers
 from jno_lora_foundax import (
     ChannelLastConvLayer,
@@ -37,7 +37,7 @@ from jno_lora_foundax import (
     ModeWeights,
     SubsampledLinearLayer,
 )
-from jno_lora_zoo import CorDA, LoRA
+from jno_lora_zoo import CorDA, LoRA, collect_statistics
 
 KINDS = {
     ChannelLastConvLayer: CONVS,
@@ -184,7 +184,7 @@ def test_calls_of_a_kernel_are_measured_as_its_patches(getkey):
     layer, x = unet.Conv1dNHWC(2, 3, 3, key=getkey()), jax.random.normal(getkey(), (6, 2))
     with jax.numpy_rank_promotion("allow"):
         loss = lambda m, x: jnp.sum(m(x) ** 2)  # noqa: E731
-        found = calibrate(layer, [x], loss, wrapper=Measured)[""]
+        found = collect_statistics(layer, [x], loss, wrapper=Measured)[""]
     padded = np.pad(np.asarray(x), ((1, 1), (0, 0)))
     # A channel's three places, then the next channel's, as in the matrix.
     patches = np.stack([padded[n : n + 3].T.reshape(-1) for n in range(6)])

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from foundax_cases import declared, perturbed, run_spectral
 
-from jno.lora import Net, adapter_effects, lora_report, merge_lora, unwrap_lora
-from jno.lora.testing import WrapperCase, parametrize_with_checks
+from jno.lora import Net, lora_report, merge_lora, unwrap_lora
+from jno_lora_combine import adapter_effects
 from jno_lora_foundax import CPSpectral, LoRASpectral, ModeWeights
+from jno_lora_testing import WrapperCase, parametrize_with_checks
 
 MODES, INPUTS, OUTPUTS = 4, 3, 5
 

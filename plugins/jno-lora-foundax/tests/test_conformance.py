@@ -14,7 +14,7 @@ from foundax_cases import CONV_TRANSPOSES, CONVS, SPECTRAL, SUBSAMPLED, Layer, f
 from zoo_cases import check_kind
 
 import jno_lora_foundax as package
-from jno.lora.testing import WrapperCase, cyclic_shift, parametrize_with_checks
+from jno_lora_testing import WrapperCase, cyclic_shift, parametrize_with_checks
 
 R = 3
 # The number of parameters, from the sizes of the matrix.

@@ -13,15 +13,11 @@ from jno.lora import (
     Registry,
     SelectionError,
     WrapperError,
-    combine,
-    combine_with_report,
     extract_adapters,
     merge_lora,
-    scale_adapters,
-    sum_adapters,
     swap_adapters,
-    to_lora,
 )
+from jno_lora_combine import combine, combine_with_report, scale_adapters, sum_adapters, to_lora
 from jno_lora_foundax import (
     BottleneckLinear,
     CPSpectral,

@@ -6,8 +6,8 @@ import pytest
 from tests.pairs import methods_on
 from zoo_cases import OPTIONS, check_kind, parameter_count
 
-from jno.lora.testing import WrapperCase, parametrize_with_checks
 from jno_lora_haliax import adapters
+from jno_lora_testing import WrapperCase, parametrize_with_checks
 
 R = 2
 IN, HEADS, SIZE, BATCH = hax.make_axes(embed=4, heads=2, size=3, batch=3)

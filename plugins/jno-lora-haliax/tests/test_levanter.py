@@ -23,7 +23,7 @@ with warnings.catch_warnings(action="ignore"):
 import jno_lora_haliax  # noqa: F401
 from jno.lora import Net, lora_trainable_filter, merge_lora
 from jno.lora.extending import adapted_layers, modules_by_path
-from jno.lora.peft import load_peft, save_peft
+from jno_lora_peft import load_peft, save_peft
 
 # Levanter's code promotes dtypes and ranks, and warns.
 pytestmark = [pytest.mark.filterwarnings("ignore")]

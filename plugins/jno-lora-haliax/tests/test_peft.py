@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 from zoo_cases import perturb
 
 from jno.lora import Net, PeftFormatError
-from jno.lora.peft import load_peft, save_peft
+from jno_lora_peft import load_peft, save_peft
 
 IN, HEADS, SIZE, BATCH = hax.make_axes(embed=4, heads=2, size=3, batch=3)
 VOCAB, LAYER = hax.make_axes(vocab=7, layer=3)

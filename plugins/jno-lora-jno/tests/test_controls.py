@@ -7,8 +7,8 @@ import optax
 import pytest
 from problems import IS_OLD, mlp, pinn
 
-import jno
-from jno.lora import JnoLoraWarning, SelectionError, in_jno
+import jno_lora_jno
+from jno.lora import JnoLoraWarning, SelectionError
 
 
 def test_reset_and_another_configuration():
@@ -17,12 +17,14 @@ def test_reset_and_another_configuration():
     net.reset()
     net.freeze().lora(rank=1, wrapper="ia3")
     pinn(net).solve(2)
-    (kind,) = {item.wrapper.__name__ for item in in_jno.trained_adapters(net).adapters.values()}
+    (kind,) = {
+        item.wrapper.__name__ for item in jno_lora_jno.trained_adapters(net).adapters.values()
+    }
     assert kind == "IA3Linear"
     net.reset()
     pinn(net).solve(1)
     with pytest.raises(SelectionError, match="last solve"):
-        in_jno.trained_adapters(net)
+        jno_lora_jno.trained_adapters(net)
 
 
 def test_constrained_weights_are_explained():
@@ -39,7 +41,7 @@ def test_other_layers_than_the_constrained_one_are_adapted():
     net.mask(mask).constrain(jax.nn.softplus)
     with pytest.warns(JnoLoraWarning, match="output_layer"):
         pinn(net.lora(rank=1)).solve(1)
-    assert "output_layer" not in set(in_jno.trained_adapters(net))
+    assert "output_layer" not in set(jno_lora_jno.trained_adapters(net))
 
 
 def test_jno_logs_what_was_adapted_in_half_precision(capfd):
@@ -61,7 +63,7 @@ def test_adapters_are_sampled(by):
     else:
         net.vi(blackjax.meanfield_vi, optimizer=optax.adam(1e-3))
     core.solve(4)
-    assert set(in_jno.trained_adapters(net)) == {"output_layer"}
+    assert set(jno_lora_jno.trained_adapters(net)) == {"output_layer"}
 
 
 def test_jno_s_own_adapters_come_back():
@@ -70,6 +72,6 @@ def test_jno_s_own_adapters_come_back():
     net = mlp()
     with pytest.raises(SelectionError, match=r"jno\.lora\.DoRALinear"):
         net.lora(wrapper=Theirs)
-    with in_jno.enabled(False):
+    with jno_lora_jno.enabled(False):
         pinn(net.freeze().lora(rank=2, wrapper=Theirs)).solve(1)
-    assert in_jno.is_enabled() and jno.lora.in_jno is in_jno
+    assert jno_lora_jno.is_enabled()

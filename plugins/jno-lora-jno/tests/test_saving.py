@@ -7,7 +7,8 @@ import pytest
 from problems import mlp, output, pinn
 
 import jno
-from jno.lora import in_jno, load_adapters, merge_lora, save_adapters
+import jno_lora_jno
+from jno.lora import load_adapters, merge_lora, save_adapters
 
 
 def solved():
@@ -30,7 +31,7 @@ def test_a_run_is_saved_and_loaded(tmp_path):
 
 def test_adapters_go_on_without_jno_and_the_merged_model_needs_jno_alone(tmp_path):
     net, before, _ = solved()
-    save_adapters(in_jno.trained_adapters(net), tmp_path / "a.safetensors")
+    save_adapters(jno_lora_jno.trained_adapters(net), tmp_path / "a.safetensors")
     adapted = load_adapters(before, tmp_path / "a.safetensors")
     assert jnp.allclose(output(merge_lora(adapted)), output(net.module), atol=1e-6)
     eqx.tree_serialise_leaves(str(tmp_path / "net.eqx"), net.module)
@@ -49,4 +50,4 @@ def test_a_checkpoint_is_restored(tmp_path):
     core.solve(2, callbacks=[callbacks.CheckpointCallback(str(tmp_path), save_interval_epochs=1)])
     core.restore_checkpoint(str(tmp_path))
     core.solve(1)
-    assert len(in_jno.trained_adapters(net))
+    assert len(jno_lora_jno.trained_adapters(net))

@@ -17,16 +17,17 @@ def test_importing_jno_or_the_plugin_lets_it_use_ours(site):
         import jno_lora_jno, jno, sys
         # The other plugins load when they are needed.
         assert not {"jno_lora_zoo", "jno_lora_arrays", "jno_lora_e3nn"} & set(sys.modules)
-        from jno.lora import in_jno, DoRALinear
+        from jno.lora import DoRALinear
+        import jno_lora_jno
         from jno.trace import ModelCall
-        assert in_jno.is_enabled() and in_jno.enable is jno_lora_jno.enable
+        assert jno_lora_jno.is_enabled() and jno_lora_jno.enable is jno_lora_jno.enable
         assert jno.Model.lora.__wrapped__.__module__ == "jno.trace"
-        raises(SelectionError, "last solve", in_jno.trained_adapters, jno.Model(model))
-        raises(SelectionError, "jno.nn.wrap", in_jno.trained_adapters, 3)
+        raises(SelectionError, "last solve", jno_lora_jno.trained_adapters, jno.Model(model))
+        raises(SelectionError, "jno.nn.wrap", jno_lora_jno.trained_adapters, 3)
         net = jno.Model(model).lora(2, wrapper="dora", options={"multiplier": 0.5})
         jno.core().solve(net, jax.random.key(1))
         assert isinstance(net.adapted.layers[0], DoRALinear)
-        assert set(in_jno.trained_adapters(net)) == {"layers/0", "layers/1"}
+        assert set(jno_lora_jno.trained_adapters(net)) == {"layers/0", "layers/1"}
         assert type(net.module.layers[0]) is eqx.nn.Linear
         jno.core().solve(jno.Model(model).lora(2, 1.0, "pissa"), jax.random.key(1))
         # A spec takes missing values from the call.
@@ -74,28 +75,28 @@ def test_disable_gives_jno_everything_back(site):
     site.run(
         """
         import jno, sys
-        from jno.lora import in_jno
+        import jno_lora_jno
         names = ["jno.core", "jno.trace", "jno.architectures.lora"]
         mine = lambda: {(n, k): v for n in names for k, v in vars(sys.modules[n]).items()
                         if "lora" in k.lower() or "wrappers" in k}
         ours, methods = mine(), dict(vars(jno.Model))
-        in_jno.disable()
-        in_jno.disable()
-        assert not in_jno.is_enabled()
+        jno_lora_jno.disable()
+        jno_lora_jno.disable()
+        assert not jno_lora_jno.is_enabled()
         theirs = mine()
         assert all(theirs[key] is not ours[key] for key in ours)
         assert sys.modules["jno.core"]._apply_lora(model, key=None) == "theirs"
         import jno.late  # while disabled
-        with in_jno.enabled():
-            assert in_jno.is_enabled() and mine() != theirs
+        with jno_lora_jno.enabled():
+            assert jno_lora_jno.is_enabled() and mine() != theirs
             assert jno.late.apply_lora is sys.modules["jno.core"]._apply_lora
-        assert not in_jno.is_enabled()
+        assert not jno_lora_jno.is_enabled()
         assert all(theirs[key] is value for key, value in mine().items())
-        in_jno.enable()
-        in_jno.enable()
-        with in_jno.enabled(False):
+        jno_lora_jno.enable()
+        jno_lora_jno.enable()
+        with jno_lora_jno.enabled(False):
             assert jno.late.apply_lora(model, key=None) == "theirs"
-        assert in_jno.is_enabled()
+        assert jno_lora_jno.is_enabled()
         assert all(ours[key] is value for key, value in mine().items())
         """
     )
@@ -119,11 +120,11 @@ def test_an_unknown_jno_is_refused_and_nothing_is_changed(site):
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             import jno, sys
-        from jno.lora import in_jno
-        assert not in_jno.is_enabled()
+        import jno_lora_jno
+        assert not jno_lora_jno.is_enabled()
         from jno.trace import ModelCall
         for said in ("jNO", "spread", "further", "alpha, rank in this order"):
-            raises(JnoLoraError, said, in_jno.enable)
+            raises(JnoLoraError, said, jno_lora_jno.enable)
             raises(JnoLoraError, said, ModelCall(None).lora)
         assert sys.modules["jno.core"]._apply_lora(model, key=None) == "theirs"
         """
@@ -191,7 +192,7 @@ def test_without_the_plugin_jno_keeps_its_own_and_a_warning_says_what_to_install
         import jno, sys
         assert sys.modules["jno.core"]._apply_lora(None, key=None) == "theirs"
         try:
-            jno.lora.in_jno
+            jno_lora_jno
         except ImportError as err:
             assert 'pip install "jno-lora[jno]"' in str(err)
         else:
@@ -203,12 +204,13 @@ def test_without_the_plugin_jno_keeps_its_own_and_a_warning_says_what_to_install
 
 
 def test_without_jno_there_is_nothing_to_enable():
-    from jno.lora import JnoLoraError, in_jno
+    import jno_lora_jno
+    from jno.lora import JnoLoraError
 
-    assert not in_jno.is_enabled()
+    assert not jno_lora_jno.is_enabled()
     with pytest.raises(JnoLoraError, match="jNO is not installed"):
-        in_jno.enable()
-    in_jno.disable()
+        jno_lora_jno.enable()
+    jno_lora_jno.disable()
 
 
 def test_a_plugin_that_fails_inside_jno_costs_only_itself(site):
@@ -216,7 +218,7 @@ def test_a_plugin_that_fails_inside_jno_costs_only_itself(site):
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: jno-lora-sad\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text("[jno.lora.inside_jno]\nsad = json:sad\n")
-    said = site.run("import jno\nassert jno.lora.in_jno.is_enabled()", start="")
+    said = site.run("import jno\nassert jno_lora_jno.is_enabled()", start="")
     assert said.count("JnoLoraWarning") == 1 and "jno-lora-sad" in said and "'sad'" in said
 
 

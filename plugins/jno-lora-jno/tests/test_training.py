@@ -9,6 +9,7 @@ import pytest
 from problems import copy_of, data_driven, mlp, operator, output, pinn
 
 import jno
+import jno_lora_jno
 from jno.lora import (
     DoRALinear,
     JnoLoraWarning,
@@ -16,13 +17,12 @@ from jno.lora import (
     Net,
     SelectionError,
     apply_lora,
-    calibrate,
     extract_adapters,
-    in_jno,
     merge_lora,
     register,
     swap_adapters,
 )
+from jno_lora_zoo import collect_statistics
 
 
 class ThirdParty(LoRALinear):
@@ -72,7 +72,7 @@ def test_each_call_trains_adapters_only_and_is_merged(kwargs, classes):
     net = mlp()
     before = copy_of(net.module)
     solved = pinn(net.freeze().lora(**{"rank": 2, **kwargs})).solve(3)
-    adapters = in_jno.trained_adapters(net)
+    adapters = jno_lora_jno.trained_adapters(net)
     assert {item.wrapper.__name__ for item in adapters.adapters.values()} == classes
     # jNO's merged model is the former model with these adapters merged; nothing else changed.
     again = merge_lora(swap_adapters(before, adapters))
@@ -103,7 +103,7 @@ def test_a_mask_says_which_layers_get_adapters(freeze):
     net = net.freeze() if freeze else net
     net.mask(mask_of(mlp(key=5).module, weight_of_output)).lora(rank=2, wrapper="dora")
     pinn(net).solve(3)
-    assert set(in_jno.trained_adapters(net)) == {"output_layer"}
+    assert set(jno_lora_jno.trained_adapters(net)) == {"output_layer"}
     touched = changed(before, net.module)
     assert f"{OUTPUT}.weight" in touched and f"{OUTPUT}.bias" not in touched
     assert (f"{HIDDEN}.weight" in touched) is not freeze
@@ -113,7 +113,7 @@ def test_an_operator_learns_from_data():
     net = operator()
     before = copy_of(net.module)
     data_driven(net.freeze().lora(rank=2, wrapper=["dora", "lora"])).solve(3)
-    names = {item.wrapper.__name__ for item in in_jno.trained_adapters(net).adapters.values()}
+    names = {item.wrapper.__name__ for item in jno_lora_jno.trained_adapters(net).adapters.values()}
     assert names == {"DoRALinear", "DoRAConv", "LoRASpectral"}
     assert changed(before, net.module)
 
@@ -121,7 +121,7 @@ def test_an_operator_learns_from_data():
 def test_several_models_keep_their_adapters_apart():
     one, two = mlp(), mlp(key=1)
     pinn(one.freeze().lora(rank=2, wrapper="dora"), two.freeze().lora(rank=1)).solve(2)
-    a, b = (in_jno.trained_adapters(net).adapters["output_layer"] for net in (one, two))
+    a, b = (jno_lora_jno.trained_adapters(net).adapters["output_layer"] for net in (one, two))
     assert (a.wrapper.__name__, a.rank) == ("DoRALinear", 2)
     assert (b.wrapper.__name__, b.rank) == ("LoRALinear", 1)
 
@@ -134,21 +134,21 @@ def rows_of(model, batch):
 BATCHES = [jnp.linspace(-1.0, 1.0, 8)[:, None]]
 
 
-@pytest.mark.parametrize("by", ["calibrate", "statistics", "specs"])
+@pytest.mark.parametrize("by", ["statistics_from", "statistics", "specs"])
 def test_adapters_that_start_from_data_are_calibrated(by):
     net = mlp()
-    if by == "calibrate":
-        net.freeze().lora(rank=2, wrapper="eva", calibrate=(iter(BATCHES), rows_of))
+    if by == "statistics_from":
+        net.freeze().lora(rank=2, wrapper="eva", statistics_from=(iter(BATCHES), rows_of))
     elif by == "specs":
         specs = [{"target": "output", "wrapper": "lora"}, {"wrapper": "eva", "rank": 1}]
-        net.freeze().lora(specs=specs, calibrate=(BATCHES, rows_of))
+        net.freeze().lora(specs=specs, statistics_from=(BATCHES, rows_of))
     else:
-        statistics = calibrate(net.module, BATCHES, rows_of, wrappers="eva")
+        statistics = collect_statistics(net.module, BATCHES, rows_of, wrappers="eva")
         net.freeze().lora(rank=2, wrapper="eva", statistics=statistics)
-    expected = Net(copy_of(net.module)).lora(2, wrapper="eva", calibrate=(BATCHES, rows_of))
+    expected = Net(copy_of(net.module)).lora(2, wrapper="eva", statistics_from=(BATCHES, rows_of))
     core = pinn(net)
     core.solve(2)
-    adapters = in_jno.trained_adapters(net)
+    adapters = jno_lora_jno.trained_adapters(net)
     assert "EVALinear" in {adapter.wrapper.__name__ for adapter in adapters.adapters.values()}
     # Two small steps leave the directions nearly as they start.
     start = extract_adapters(expected.module)["hidden_layers/0"].state["lora_A"]
@@ -160,10 +160,10 @@ def test_adapters_that_start_from_data_are_calibrated(by):
 def test_data_that_is_missing_or_given_twice_is_explained():
     net = mlp()
     with pytest.raises(SelectionError, match="not both"):
-        net.lora(wrapper="eva", statistics={}, calibrate=(BATCHES, rows_of))
+        net.lora(wrapper="eva", statistics={}, statistics_from=(BATCHES, rows_of))
     with pytest.raises(SelectionError, match=r"a pair `\(batches, loss\)`"):
-        net.lora(wrapper="eva", calibrate=BATCHES)
-    with pytest.raises(SelectionError, match=r"net.lora\(..., calibrate=\(batches, loss\)\)"):
+        net.lora(wrapper="eva", statistics_from=BATCHES)
+    with pytest.raises(SelectionError, match=r"net.lora\(..., statistics_from=\(batches, loss\)\)"):
         pinn(net.freeze().lora(wrapper="eva")).solve(1)
 
 
@@ -202,7 +202,7 @@ def test_saved_adapters_train_on_without_a_warning():
     with warnings.catch_warnings():
         warnings.simplefilter("error", JnoLoraWarning)
         pinn(net.freeze().lora(rank=2, target="hidden")).solve(3)
-    adapters, start = in_jno.trained_adapters(net), extract_adapters(before)
+    adapters, start = jno_lora_jno.trained_adapters(net), extract_adapters(before)
     assert set(adapters) == set(start)
     assert not eqx.tree_equal(adapters, start)
     merged = merge_lora(swap_adapters(before, adapters))

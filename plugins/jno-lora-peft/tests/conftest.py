@@ -6,7 +6,7 @@ import pytest
 from peft_cases.files import read_files, write_files
 
 from jno.lora import PeftFormatError
-from jno.lora.peft import load_peft, save_peft
+from jno_lora_peft import load_peft, save_peft
 
 
 @pytest.fixture

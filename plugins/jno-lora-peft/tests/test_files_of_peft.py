@@ -12,7 +12,7 @@ from peft_cases.twins import assert_close, inputs, layer_at, outputs, twin
 from safetensors.numpy import load_file
 
 from jno.lora.extending import adapted_layers
-from jno.lora.peft import load_peft, save_peft
+from jno_lora_peft import load_peft, save_peft
 from jno_lora_peft.types import TYPES
 
 FILES = Path(__file__).with_name("peft_cases") / "files.tar.xz"

@@ -1,4 +1,4 @@
-"""Optimisers of `jno.lora.optim` against those of PEFT, on Torch in float64: `make test-peft`."""
+"""`jno_lora_train.optim` against the optimisers of PEFT, on Torch in float64: `make test-peft`."""
 
 import equinox as eqx
 import jax
@@ -9,7 +9,7 @@ import pytest
 from peft_cases.torch_side import linear_twin, peft, quiet, torch
 
 from jno.lora import Net, lora_trainable_filter
-from jno.lora.optim import lora_fa, lora_plus, scale_by_riemannian
+from jno_lora_train.optim import lora_fa, lora_plus, scale_by_riemannian
 
 STEPS, RANK, ALPHA = 5, 3, 6.0
 X, Y = (np.random.default_rng(seed).normal(size=(8, n)) for seed, n in enumerate((6, 5)))

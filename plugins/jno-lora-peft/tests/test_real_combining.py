@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from peft_cases import torch_side
 
-from jno.lora import combine, extract_adapters, merge_lora, swap_adapters
-from jno.lora.peft import load_peft
+from jno.lora import extract_adapters, merge_lora, swap_adapters
+from jno_lora_combine import combine
+from jno_lora_peft import load_peft
 
 DENSITY = 0.37
 

@@ -9,8 +9,8 @@ from peft_cases import torch_experts as torch
 from peft_cases.files import normal, read_files
 from peft_cases.torch_side import weights
 
-from jno.lora.peft import load_peft, save_peft
 from jno_lora_arrays import declare, plain
+from jno_lora_peft import load_peft, save_peft
 
 X = normal(torch.EXPERTS, 6, torch.IN)
 ORDER = ["up$", "down$", "gate"]

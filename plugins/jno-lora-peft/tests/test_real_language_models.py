@@ -10,7 +10,7 @@ from peft_cases.language_models import error, our_logits, reloaded, their_logits
 from peft_cases.torch_side import lora, quiet
 
 from jno.lora import Net, PeftFormatError, merge_lora
-from jno.lora.peft import Untied, load_peft, save_peft, untie
+from jno_lora_peft import Untied, load_peft, save_peft, untie
 from jno_lora_routed import with_invocation
 
 # The head is not among what PEFT adapts or saves, unless it says so.

@@ -10,8 +10,8 @@ from peft_cases.twins import assert_close, outputs, twin
 from safetensors.numpy import save_file
 
 from jno.lora import PeftFormatError
-from jno.lora.peft import load_peft, save_peft
-from jno_lora_peft import extract_peft
+from jno_lora_convert import extract_peft
+from jno_lora_peft import load_peft, save_peft
 from jno_lora_peft.config import known_settings
 from jno_lora_peft.types import TYPES
 

@@ -18,7 +18,7 @@ from peft_cases.twins import twin
 from transformers import PretrainedConfig
 
 from jno.lora import Net, extract_adapters
-from jno.lora.peft import load_peft, save_peft
+from jno_lora_peft import load_peft, save_peft
 from jno_lora_routed import XLoRA, arrow, with_invocation, with_task
 
 IN, OUT, R, N = 6, 4, 2, 3

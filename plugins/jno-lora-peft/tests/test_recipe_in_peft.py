@@ -10,7 +10,7 @@ import pytest
 from peft_cases.language_models import error, our_logits, peft, quiet, their_logits, transformers
 from tests.models._example import load
 
-from jno.lora.peft import save_peft
+from jno_lora_peft import save_peft
 
 LAYERS = 2
 SIZES = {

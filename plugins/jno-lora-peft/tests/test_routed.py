@@ -8,7 +8,7 @@ import pytest
 from peft_cases.files import PREFIX, normal
 
 from jno.lora import apply_lora, resolve
-from jno.lora.peft import load_peft
+from jno_lora_peft import load_peft
 from jno_lora_routed import average_over, with_invocation, with_task
 
 IN, OUT, R = 4, 6, 2

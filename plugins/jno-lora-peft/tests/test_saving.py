@@ -9,19 +9,11 @@ import pytest
 from peft_cases.files import PREFIX, assert_same_weights, trained
 from safetensors.flax import load_file as load_flax
 
-from jno.lora import (
-    Net,
-    PeftFormatError,
-    apply_lora,
-    calibrate,
-    extract_adapters,
-    lora_trainable_filter,
-    sum_adapters,
-)
+from jno.lora import Net, PeftFormatError, apply_lora, extract_adapters, lora_trainable_filter
 from jno.lora.extending import read_file
-from jno.lora.peft import load_peft, save_peft
-from jno_lora_peft import files
-from jno_lora_zoo import DoRA, LinearLayer, rsLoRALinear
+from jno_lora_combine import sum_adapters
+from jno_lora_peft import files, load_peft, save_peft
+from jno_lora_zoo import DoRA, LinearLayer, collect_statistics, rsLoRALinear
 
 KEY = jax.random.key(0)
 FC = {"fc": eqx.nn.Linear(4, 3, key=KEY)}
@@ -117,7 +109,7 @@ def test_a_start_from_data_is_written_as_lora_on_the_original_weight(check):
     def loss(model, x):
         return jnp.mean(jax.vmap(model["fc"])(x) ** 2)
 
-    found = calibrate(plain, jax.random.normal(KEY, (2, 10, 5)), loss, wrapper="lora-ga")
+    found = collect_statistics(plain, jax.random.normal(KEY, (2, 10, 5)), loss, wrapper="lora-ga")
     config = check(plain, trained(plain, "lora-ga", statistics=found))
     assert (config["peft_type"], config["r"], config["init_lora_weights"]) == ("LORA", 4, True)
 

@@ -6,7 +6,7 @@ import pytest
 from peft_cases.files import write_files
 
 from jno.lora import Net
-from jno.lora.peft import inspect_peft
+from jno_lora_peft import inspect_peft
 
 KEY = jax.random.key(0)
 SPECS = [{"target": "q_proj", "rank": 2, "alpha": 4}, {"target": "v_proj", "rank": 3}]

@@ -10,7 +10,7 @@ import pytest
 from peft_cases.files import PREFIX, lora_tensors, moved, normal, trained
 
 from jno.lora import Net, SelectionError, lora_report, merge_lora, unwrap_lora
-from jno.lora.peft import Untied, load_peft, untie
+from jno_lora_peft import Untied, load_peft, untie
 
 ROWS, SIZE = 7, 4
 IDS = jnp.array([3, 0, 6, 3])

@@ -7,7 +7,7 @@ import numpy as np
 from peft_cases.files import PREFIX, lora_tensors, normal, stack_of
 
 from jno.lora import Net, SelectionError, apply_lora, lora_trainable_filter
-from jno.lora.peft import load_peft, untie
+from jno_lora_peft import load_peft, untie
 
 KEY = jax.random.key(0)
 LAYERS = {

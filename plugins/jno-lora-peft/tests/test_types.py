@@ -8,7 +8,7 @@ import pytest
 from peft_cases.files import PREFIX, assert_same_weights, normal, trained
 
 from jno.lora import SelectionError
-from jno.lora.peft import load_peft
+from jno_lora_peft import load_peft
 from jno_lora_peft.types.positions import normal as drawn, permuted
 
 KEY = jax.random.key(0)

@@ -10,6 +10,7 @@ from tests.core.toys import ToyLinear
 from zoo_cases import perturb
 
 from jno.lora import (
+    JnoLoraWarning,
     WrapperError,
     apply_lora,
     extract_adapters,
@@ -19,10 +20,9 @@ from jno.lora import (
     merge_lora,
     plan_lora,
     save_adapters,
-    sum_adapters,
     unwrap_lora,
 )
-from jno.lora.types import JnoLoraWarning
+from jno_lora_combine import sum_adapters
 from jno_lora_quantized import dequantize, quantize
 
 

@@ -8,8 +8,8 @@ from zoo_cases import ALL_METHODS, OPTIONS, WHOLE_KIT, check_kind, parameter_cou
 
 import jno_lora_zoo
 from jno.lora import WrapperError
-from jno.lora.testing import WrapperCase, parametrize_with_checks
 from jno_lora_quantized import quantize
+from jno_lora_testing import WrapperCase, parametrize_with_checks
 
 RANK = 3
 # They start by taking a part out of the weight, which a quantised one refuses.

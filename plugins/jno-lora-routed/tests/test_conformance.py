@@ -4,25 +4,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
-from jno.lora.testing import WrapperCase, parametrize_with_checks, run_checks, standard_layers
 from jno_lora_peft.types.routed import _ACTIVATIONS
-from jno_lora_routed import ActivatedLoRA, HydraLoRA, Invocation, Lily, MoELoRA, PEANuTLinear, Poly
+from jno_lora_routed import HydraLoRA, Lily, MoELoRA, PEANuTLinear, Poly
+from jno_lora_routed._cases import CASES
 from jno_lora_routed._peanut import ACTIVATIONS
+from jno_lora_routed.plugin import jno_lora_wrappers
+from jno_lora_testing import WrapperCase, parametrize_with_checks, run_checks, standard_layers
+from jno_lora_testing._commands import check
 
 R, IN, OUT, N, DEPTH = 2, 6, 4, 3, 2
 LINEAR, INPUTS = standard_layers()["Linear"]
-
-
-class Always(Invocation):
-    """Every token is active, as for a prompt that begins with the invocation."""
-
-    def __call__(self, x, *, key=None):
-        return jnp.ones(1, x.dtype)
-
-
-class AlwaysActivatedLoRA(ActivatedLoRA):
-    router_class = Always
 
 
 def peanut(adapter):
@@ -50,11 +43,20 @@ def case(wrapper, parameters, **options):
     [
         case(MoELoRA, N * (R * (IN + OUT) + IN), experts=N, top_k=2),
         case(PEANuTLinear, 2 * R * OUT + 2 * DEPTH * R * R, depth=DEPTH),
-        case(AlwaysActivatedLoRA, R * (IN + OUT), invocation=(3, 4)),
+        *CASES,
     ]
 )
 def test_conformance(check):
     check()
+
+
+def test_the_command_checks_the_plugin_with_the_options_that_its_adapters_need():
+    only = ("--only", "identity-at-init", "--only", "gradients")
+    result = CliRunner().invoke(check, ["jno-lora-routed", *only])
+    assert result.exit_code == 0, result.output
+    rows = [line.split()[:2] for line in result.output.splitlines() if "2/2" in line]
+    names = [wrapper.__name__ for wrapper in jno_lora_wrappers()]
+    assert {name.partition("-")[0] for name, _ in rows} == {*names}
 
 
 # The other checks see the same in every adapter of this base class.

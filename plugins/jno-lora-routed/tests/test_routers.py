@@ -6,9 +6,9 @@ import jax.numpy as jnp
 import pytest
 
 from jno.lora import WrapperError
-from jno.lora.testing import ConformanceError
 from jno_lora_routed import Given, Prototypes, Softmax, Tasks, TopK
 from jno_lora_routed.testing import check_router
+from jno_lora_testing import ConformanceError
 
 
 @pytest.mark.parametrize(

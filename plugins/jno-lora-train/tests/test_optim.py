@@ -19,7 +19,7 @@ from jno.lora import (
     merge_lora,
 )
 
-optim = importlib.import_module("jno.lora.optim")
+optim = importlib.import_module("jno_lora_train.optim")
 _solve = importlib.import_module("jno_lora_train.optim._preconditioners")._solve
 
 

@@ -8,7 +8,8 @@ import pytest
 from tests.core.gated_adapters import Gated
 from tests.core.good_adapter import Good
 
-from jno.lora import SelectionError, WrapperError, apply_lora, penalty, retain
+from jno.lora import SelectionError, WrapperError, apply_lora
+from jno_lora_train import penalty, retain
 
 
 @pytest.fixture

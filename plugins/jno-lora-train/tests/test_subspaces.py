@@ -9,7 +9,7 @@ import pytest
 from tests.zoo.combining._tools import layers
 
 from jno.lora import SelectionError, apply_lora, lora_trainable_filter, merge_lora
-from jno.lora.optim import Subspaces, stay_orthogonal
+from jno_lora_train.optim import Subspaces, stay_orthogonal
 
 VALUE = 1e-12
 

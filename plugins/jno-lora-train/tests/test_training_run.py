@@ -12,8 +12,8 @@ import pytest
 from tests.core.toys import ToyLinear
 
 from jno.lora import CheckpointError, Net
-from jno.lora.optim import conjugate
 from jno_lora_train import Trainer
+from jno_lora_train.optim import conjugate
 
 
 def loss(model, batch):

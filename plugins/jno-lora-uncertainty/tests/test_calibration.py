@@ -264,6 +264,8 @@ def test_few_examples_and_misfits_are_told(ensemble):
     assert jnp.all(jnp.isinf(endless.upper["field"]))
     with pytest.raises(SelectionError, match=r"\(6,\) of the outputs.*has \(6, 1\)"):
         calibrate(ensemble, x, {**y, "number": y["number"][:, None]}, None)
+    with pytest.raises(SelectionError, match=r"structure of the outputs, .*'field'.*target for"):
+        calibrate(ensemble, x, y["field"], None)
     waves = Ensemble(
         lambda key: Net(eqx.nn.MLP(2, 3, 2, 1, key=KEY), key=key),
         2,
@@ -274,7 +276,7 @@ def test_few_examples_and_misfits_are_told(ensemble):
         calibrate(waves, x, y["field"], None)
     with pytest.raises(SelectionError, match=r"4 members and 6 examples.*\(3, 6\)"):
         calibrate(ensemble, x, y, folds(6, 3, key=KEY))
-    with pytest.raises(SelectionError, match="Every member has seen every example"):
+    with pytest.raises(SelectionError, match="Every member has seen every example that"):
         calibrate(ensemble, x, y, jnp.zeros((4, 6), bool))
 
 

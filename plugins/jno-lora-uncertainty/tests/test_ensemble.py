@@ -7,12 +7,12 @@ import numpy as np
 import optax
 import pytest
 
-from jno.lora import Net, SelectionError, merge_lora, resolve
+from jno.lora import JnoLoraWarning, Net, SelectionError, merge_lora, resolve
 from jno.lora.extending import equations_in
-from jno.lora.optim import lora_plus
 from jno_lora_conditional import Conditional, Powers, at, merge
 from jno_lora_quantized import quantize
 from jno_lora_train import Trainer
+from jno_lora_train.optim import lora_plus
 from jno_lora_uncertainty import Ensemble, folds
 
 KEY = jax.random.key(1)
@@ -68,6 +68,9 @@ def test_training_data_are_the_rows_of_each_member_or_a_batch_of_them():
     for wrong in ({"size": 2}, {"size": 6, "key": KEY}):
         with pytest.raises(SelectionError, match=r"rows needs a key.* at most the 5 rows"):
             parts.training(X, **wrong)
+    for other in (jnp.arange(8), {"x": X, "y": Y[:6]}, 1.0):
+        with pytest.raises(SelectionError, match=r"folds are of 7 examples, .*\((8,|6, 2|)\)"):
+            parts.training(other)
     with pytest.raises(SelectionError, match="n=None and k=3"):
         folds(k=3, values=[1.0, 2.0])
     with pytest.raises(SelectionError, match="n=7 and k=1"):
@@ -167,5 +170,25 @@ def test_messages_say_what_came_and_what_to_do():
         Ensemble.loss(loss)(ensemble, (X, Y))
     with pytest.raises(SelectionError, match=r"ensemble\.partition"):
         ensemble.update(ensemble)
-    with pytest.raises(SelectionError, match="no member 3: the ensemble has 3"):
-        ensemble.member(3)
+    for index in (3, -1, np.int64(7), jnp.array(3)):
+        with pytest.raises(SelectionError, match=f"no member {index}: the ensemble has 3"):
+            ensemble.member(index)
+    assert eqx.tree_equal(ensemble.member(np.int64(2)), ensemble.member(2))
+    with pytest.raises(SelectionError, match="at least one member, but `members` is 0"):
+        Ensemble(net_of(), 0, key=KEY)
+
+
+def test_members_that_start_alike_are_told():
+    for make in (
+        lambda key: Net(MODEL).freeze().lora(rank=2),
+        lambda key: Conditional(Net(MODEL).freeze().lora(rank=2), Powers(0.1)),
+        net_of("ia3"),
+    ):
+        with pytest.warns(JnoLoraWarning, match=r"All 3 members start alike.*key=key") as told:
+            Ensemble(make, 3, key=KEY)
+        assert told[0].filename == __file__
+    # Without adapters, and with a key that is traced or only of frozen matrices, nothing is said.
+    Ensemble(lambda key: Net(MODEL), 2, key=KEY)
+    Ensemble(net_of("vera"), 2, key=KEY)
+    starts = jax.jit(lambda key: Ensemble(net_of(), 2, key=key).trained)(KEY)
+    assert eqx.tree_equal(starts, Ensemble(net_of(), 2, key=KEY).trained, rtol=1e-5)

@@ -22,7 +22,7 @@ from zoo_cases.layers import matrix_of
 
 import jno_lora_zoo
 from jno.lora import unwrap_lora
-from jno.lora.testing import (
+from jno_lora_testing import (
     WrapperCase,
     cyclic_shift,
     parametrize_with_checks,

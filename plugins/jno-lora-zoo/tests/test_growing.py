@@ -19,7 +19,7 @@ from jno.lora import (
     save_adapters,
     unwrap_lora,
 )
-from jno.lora.testing import WrapperCase
+from jno_lora_testing import WrapperCase
 from jno_lora_zoo import GrownConv, GrownEmbedding, GrownLinear, grow, load_grown
 
 KEY = jr.key(0)

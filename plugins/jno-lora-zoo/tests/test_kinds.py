@@ -8,14 +8,8 @@ import pytest
 from zoo_cases import assert_close, perturb, shapes_in_jaxpr
 
 import jno_lora_zoo
-from jno.lora import (
-    Net,
-    WrapperError,
-    calibrate,
-    merge_lora,
-    unwrap_lora,
-)
-from jno_lora_zoo import CorDA, EmbeddingLayer, RecurrentLayer
+from jno.lora import Net, WrapperError, merge_lora, unwrap_lora
+from jno_lora_zoo import CorDA, EmbeddingLayer, RecurrentLayer, collect_statistics
 
 NUM, DIM, RANK = 11, 6, 4
 KEY = jax.random.key(0)
@@ -101,7 +95,7 @@ class MeasuredCell(CorDA, RecurrentLayer):
 def test_ids_are_measured_as_the_rows_that_they_read():
     ids = jnp.array([0, 3, 3, -1, 99])  # from the end, and beyond it
     loss = lambda model, ids: jnp.sum(jax.vmap(model)(ids) ** 2)  # noqa: E731
-    found = calibrate(table(), [ids], loss, wrapper=MeasuredTable)[""]["input_covariance"]
+    found = collect_statistics(table(), [ids], loss, wrapper=MeasuredTable)[""]["input_covariance"]
     counts = np.zeros(NUM)
     counts[[0, 3, 10]] = 1, 2, 2
     np.testing.assert_allclose(found, np.diag(counts / 5), atol=1e-6)
@@ -112,7 +106,7 @@ def test_the_inputs_of_a_cell_are_its_input_and_its_state(make):
     cell, x, h = make(3, 2, key=KEY), jnp.arange(3.0), jnp.array([1.0, -2.0])
     state = h if make is eqx.nn.GRUCell else (h, jnp.ones(2))
     loss = lambda cell, x: sum(map(jnp.sum, jax.tree.leaves(cell(x, state))))  # noqa: E731
-    found = calibrate(cell, [x], loss, wrapper=MeasuredCell)[""]["input_covariance"]
+    found = collect_statistics(cell, [x], loss, wrapper=MeasuredCell)[""]["input_covariance"]
     read = np.array([0, 1, 2, 1, -2.0])
     np.testing.assert_allclose(found, np.outer(read, read), atol=1e-6)
 

@@ -16,12 +16,11 @@ from jno.lora import (
     lora_report,
     merge_lora,
     save_adapters,
-    stack_adapters,
     swap_adapters,
-    to_lora,
     unwrap_lora,
 )
-from jno.lora.testing import WrapperCase, parametrize_with_checks
+from jno_lora_combine import stack_adapters, to_lora
+from jno_lora_testing import WrapperCase, parametrize_with_checks
 from jno_lora_zoo import LoRAConv, LoRALinear
 
 KEY = jax.random.key(0)

@@ -10,7 +10,8 @@ from zoo_cases.laws_shared import vb_factors
 
 import jno.lora
 from jno.lora import WrapperError, apply_lora, merge_lora, resolve
-from jno.lora.extending import known_factors
+from jno_lora_combine import to_lora
+from jno_lora_zoo import known_factors
 
 VB = {"vectors": 8, "vector_length": 4, "top_k": 2}
 OPTIONS = {"vera-shared": {}, "tied-lora": {}, "vb-lora": VB}
@@ -57,7 +58,7 @@ def test_the_start_is_the_model_and_training_is_merged_saved_and_loaded(variant,
     jno.lora.save_adapters(trained, tmp_path / "file.safetensors")
     loaded = jno.lora.load_adapters(mlp(), tmp_path / "file.safetensors")
     assert eqx.tree_equal(loaded, trained)
-    plain, _ = jno.lora.to_lora(trained)
+    plain, _ = to_lora(trained)
     assert_close(run(plain), run(trained), 1e-5)
 
 
@@ -71,11 +72,41 @@ def test_a_restored_model_has_the_structure_of_the_one_that_was_built(variant):
     assert eqx.tree_equal(swapped, trained)
 
 
+def stack_of(number, inputs, outputs):
+    keys = jax.random.split(jax.random.key(0), number)
+    return eqx.filter_vmap(lambda key: eqx.nn.Linear(inputs, outputs, key=key))(keys)
+
+
+def scanned(stack, x):
+    arrays, rest = eqx.partition(stack, eqx.is_array)
+    return jax.lax.scan(lambda x, own: (jnp.tanh(eqx.combine(own, rest)(x)), None), x, arrays)[0]
+
+
+def mapped(stack, x):
+    return eqx.filter_vmap(lambda layer: layer(x))(stack)
+
+
+@every
+@pytest.mark.parametrize("call", [scanned, mapped])
+def test_a_stack_is_called_and_trained_like_its_merged_layers(variant, call):
+    trained = perturb(adapted(variant, stack_of(3, 6, 6)))
+    varied, fixed = eqx.partition(trained, jno.lora.lora_trainable_filter(trained))
+    ready = (lambda model: model) if variant == "vera-shared" else resolve
+
+    def loss(varied, prepare):
+        return jnp.sum(call(prepare(eqx.combine(varied, fixed)), X[0]) ** 2)
+
+    found, expected = (
+        jax.tree.leaves(eqx.filter_jit(eqx.filter_value_and_grad(loss))(varied, prepare))
+        for prepare in (ready, merge_lora)
+    )
+    for one, other in zip(found, expected, strict=True):
+        assert_close(one, other, 1e-5)
+
+
 @every
 def test_the_factors_of_a_resolved_stack_are_those_of_its_layers(variant):
-    stack = eqx.filter_vmap(lambda key: eqx.nn.Linear(4, 8, key=key))(
-        jax.random.split(jax.random.key(0), 2)
-    )
+    stack = stack_of(2, 4, 8)
     trained = perturb(adapted(variant, {"stack": stack}))
     A, B = known_factors(resolve(trained)["stack"])
     update = merge_lora(trained)["stack"].weight - stack.weight

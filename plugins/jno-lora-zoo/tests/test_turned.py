@@ -13,7 +13,7 @@ from zoo_cases.laws_turned import truncated
 from zoo_cases.layers import matrix_of
 
 import jno_lora_zoo as zoo
-from jno.lora import lora_trainable_filter
+from jno.lora import apply_lora, lora_trainable_filter, merge_lora
 
 KEY = jax.random.key(2)
 
@@ -98,6 +98,25 @@ def test_a_layer_with_one_input_stays_as_it_is():
     assert_close(trained(zoo.HRALinear, base, 2)(x), base(x), 1e-6)
     with pytest.raises(ValueError, match="2 vectors cannot be orthonormal where there are 1 in"):
         zoo.HRALinear(base, 2, 1.0, key=KEY, gram_schmidt=True)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
+def test_equal_reflections_cancel_without_a_rounding(dtype):
+    with jax.enable_x64(True):
+        for inputs, outputs, r in ((4, 6, 2), (33, 17, 6), (128, 64, 16)):
+            base = eqx.nn.Linear(inputs, outputs, dtype=dtype, key=KEY)
+            adapted = apply_lora(base, r, key=KEY, wrapper="hra")
+            np.testing.assert_array_equal(merge_lora(adapted).weight, base.weight)
+            x = jnp.ones(inputs, dtype)
+            np.testing.assert_array_equal(adapted(x), base(x))
+
+
+def test_the_sizes_of_neighbouring_vectors_do_not_matter():
+    wrapper = trained(zoo.HRALinear, linear(6, 4), 4)
+    expected = matrix_of(wrapper.merge())
+    for sizes in ((1e4, 1.0, 1.0, 1e4), (1e-4, 1e4, 3.0, 1e-3)):
+        resized = eqx.tree_at(lambda m: m.U, wrapper, wrapper.U * jnp.array([sizes]))
+        assert_close(matrix_of(resized.merge()), expected, 1e-6)
 
 
 @pytest.mark.parametrize("r", [2, 4])

@@ -200,9 +200,8 @@ def _statistics_for(row: PlanRow, layer: Any, statistics: Statistics) -> dict[st
         raise SelectionError(
             f"{cls.__name__} starts from data. It needs statistics of the {row.layer} at "
             f"{show_path(row.path)!r}: {expected}, but got {came or 'none'}. Collect them, and "
-            "pass `statistics=`:\n    statistics = jno.lora.calibrate(model, batches, loss, "
-            f"wrapper={cls.variant or cls.__name__!r})\n"
-            "or let `net.lora(..., calibrate=(batches, loss))` do both."
+            "pass `statistics=`:\n    statistics = collect_statistics(model, batches, loss, "
+            f"wrapper={cls.variant or cls.__name__!r})"
         )
     return {name: collected[key] for name, key in keys.items()}
 

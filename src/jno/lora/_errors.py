@@ -74,8 +74,9 @@ def imported_for(what: str, extra: str, *libraries: str) -> Iterator[None]:
         ) from err
 
 
-# Modules between the package and the user's line: context managers, imports, run-time type checks.
-_TRANSPARENT = r"contextlib|importlib|beartype|jaxtyping"
+# Modules between the package and the user's line: context managers, imports, constructors, run-time
+# type checks.
+_TRANSPARENT = r"contextlib|importlib|equinox|beartype|jaxtyping"
 
 
 def warn(message: str) -> None:

@@ -1,6 +1,7 @@
 """Arrays that many adapters use, named in a field of type `Shared`, and made once.
 
-A frozen array is a leaf of each adapter that uses it: the same `jax.Array`, one buffer in memory.
+A frozen array is a leaf of each adapter that uses it: the same `jax.Array`, one buffer in memory,
+and for a stack of layers a copy with the axes of the stack, like every other array of the stack.
 A trained array is a leaf of the first adapter alone, so that masks and optimisers see one array,
 and `resolve` hands it to the other adapters.
 """
@@ -40,9 +41,9 @@ M = TypeVar("M")
 def resolve(model: M, *, key: PRNGKeyArray | None = None) -> M:
     """`model` with every shared array in each adapter that uses it, ready for calls.
 
-    Two kinds of models need this: models that train a shared array, because only the first adapter
-    keeps it, and stacks of layers that a scan runs, because a shared array lacks the axis of the
-    stack. Call it where the model is called, inside the loss and inside `jit`:
+    Models that train a shared array need this, because only the first adapter keeps it, in a stack
+    of layers without the axis of the stack. Call it where the model is called, inside the loss and
+    inside `jit`:
 
         def loss(trainable, frozen, batch):
             model = jno.lora.resolve(eqx.combine(trainable, frozen))
@@ -65,8 +66,11 @@ def resolve(model: M, *, key: PRNGKeyArray | None = None) -> M:
     if key is not None:
         model = with_shared_arrays(model, key=key)
     arrays = functools.cache(lambda: shared_arrays(model))
+    trained = _trained_names(model)
 
-    def hand_over(shared: Shared) -> Shared:
+    def hand_over(_: Any, shared: Shared) -> Shared:
+        if shared.value is not None and shared.name not in trained:
+            return shared
         return replaced(shared, value=None, held=Box(_array_of(shared, arrays)))
 
     return _on_shared(hand_over, model)
@@ -79,18 +83,10 @@ def filler(model: Any) -> Callable[[LoRAWrapper], LoRAWrapper]:
     """
     arrays = functools.cache(lambda: shared_arrays(model))
 
-    def fill(adapter: LoRAWrapper) -> LoRAWrapper:
-        ndim = type(adapter).stack_ndim(adapter.base)
-        leaves = jax.tree.leaves(eqx.filter(adapter.base, eqx.is_array)) if ndim else ()
-        stack = leaves[0].shape[:ndim] if leaves else ()
+    def copy(adapter: Any, shared: Shared) -> Shared:
+        return replaced(shared, value=_copies(adapter, _array_of(shared, arrays)), held=None)
 
-        def copy(shared: Shared) -> Shared:
-            stacked = jnp.broadcast_to(_array_of(shared, arrays), (*stack, *shared.shape))
-            return replaced(shared, value=stacked, held=None)
-
-        return _on_shared(copy, adapter)
-
-    return fill
+    return functools.partial(_on_shared, copy)
 
 
 def with_shared_arrays(model: M, *, key: PRNGKeyArray) -> M:
@@ -130,10 +126,10 @@ def put_shared(model: M, arrays: Mapping[str, Array]) -> M:
     or that is too small for it, or of another kind.
     """
     arrays = {**arrays, **shared_arrays(model)}
-    trained = {shared.name for _, trains, shared in _users(model) if trains}
+    trained = _trained_names(model)
     kept: set[str] = set()
 
-    def put(shared: Shared) -> Shared:
+    def put(adapter: Any, shared: Shared) -> Shared:
         array = _array_of(shared, lambda: arrays)
         fits = array.ndim == len(shared.shape) and all(map(operator.ge, array.shape, shared.shape))
         if not fits or not jnp.issubdtype(array.dtype, jnp.inexact):
@@ -142,16 +138,17 @@ def put_shared(model: M, arrays: Mapping[str, Array]) -> M:
                 f"floating numbers of the shape {shared.shape}. Adapt all layers that share it in "
                 "one call, or unwrap the adapters first."
             )
-        keeps = shared.name not in kept
+        value = array if shared.name in trained else _copies(adapter, array)
+        value = None if shared.name in kept else value
         kept.update(trained & {shared.name})
-        return replaced(shared, value=array if keeps else None, shape=array.shape, make=None)
+        return replaced(shared, value=value, shape=array.shape, make=None)
 
     return _on_shared(put, model)
 
 
 def without_shared(adapter: LoRAWrapper) -> LoRAWrapper:
     """`adapter` without its shared arrays."""
-    return _on_shared(lambda shared: replaced(shared, value=None, held=None), adapter)
+    return _on_shared(lambda _, shared: replaced(shared, value=None, held=None), adapter)
 
 
 def with_shared_values(mask: Any, adapter: LoRAWrapper, values: Mapping[str, Any]) -> Any:
@@ -172,21 +169,30 @@ def with_shared_values(mask: Any, adapter: LoRAWrapper, values: Mapping[str, Any
 def shared_arrays(model: Any) -> dict[str, Any]:
     """The arrays that the adapters of `model` share, by name.
 
-    **Raises:** `SelectionError` if two arrays have the same name. Copies of a frozen array count
-    once.
+    **Raises:** `SelectionError` if two arrays have the same name. Copies of a frozen array, such as
+    those for the layers of a stack, count once.
     """
     arrays: dict[str, Any] = {}
     for _, trains, shared in _users(model):
         array = array_in(shared)
-        if array is None or arrays.setdefault(shared.name, array) is array:
+        if array is None:
             continue
-        # Traced arrays cannot be compared.
-        if trains or not (is_traced(array) or np.array_equal(array, arrays[shared.name])):
+        first = arrays.setdefault(shared.name, array)
+        copies = array if shared.value is None else shared.value
+        if copies is not first and (trains or not _are_copies(copies, first)):
             raise SelectionError(
                 f"There are two arrays {shared.name!r} in this tree, each shared by adapters: the "
                 "tree contains two models. Pass each model alone."
             )
     return arrays
+
+
+def _are_copies(copies: Any, array: Any) -> bool:
+    """Whether `copies`, which may have the axes of a stack, equal `array`, as far as is known."""
+    if copies.shape[copies.ndim - array.ndim :] != array.shape:
+        return False
+    is_known = eqx.is_array_like(copies) and not is_traced(copies, array)
+    return not is_known or np.array_equal(copies, np.broadcast_to(array, copies.shape))
 
 
 def names_shared_in(model: Any) -> set[str]:
@@ -198,8 +204,8 @@ def names_to_resolve(model: Any) -> set[str]:
     """The names of the shared arrays for which the loss must call `resolve`."""
     return {
         shared.name
-        for adapter, _, shared in _users(model)
-        if shared.value is None or type(adapter).stack_ndim(adapter.base)
+        for adapter, trains, shared in _users(model)
+        if shared.value is None or (trains and type(adapter).stack_ndim(adapter.base))
     }
 
 
@@ -211,10 +217,26 @@ def _users(model: Any) -> Iterator[tuple[Any, bool, Shared]]:
                 yield node, name in trainable_fields(type(node)), shared
 
 
-def _on_shared(function: Callable[[Shared], Shared], tree: M) -> M:
-    if not names_shared_in(tree):
-        return tree
-    return jax.tree.map(lambda x: function(x) if is_shared(x) else x, tree, is_leaf=is_shared)
+def _trained_names(model: Any) -> set[str]:
+    return {shared.name for _, trains, shared in _users(model) if trains}
+
+
+def _on_shared(function: Callable[[Any, Shared], Shared], tree: M) -> M:
+    """`tree` with `function(adapter, shared)` in the place of each `Shared` of an adapter."""
+
+    def in_node(node: Any) -> Any:
+        of_node = functools.partial(function, node)
+        return jax.tree.map(lambda x: of_node(x) if is_shared(x) else x, node, is_leaf=is_shared)
+
+    return jax.tree.map(in_node, tree, is_leaf=is_adapter) if names_shared_in(tree) else tree
+
+
+def _copies(adapter: Any, array: Any) -> Any:
+    """`array` itself, or for an adapter of stacked layers a copy for each layer."""
+    ndim = type(adapter).stack_ndim(adapter.base)
+    leaves = jax.tree.leaves(eqx.filter(adapter.base, eqx.is_array)) if ndim else ()
+    shape = (*leaves[0].shape[:ndim], *array.shape) if leaves else array.shape
+    return array if shape == array.shape else jnp.broadcast_to(array, shape)
 
 
 def _array_of(shared: Shared, arrays: Callable[[], Mapping[str, Any]]) -> Any:

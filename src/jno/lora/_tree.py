@@ -14,7 +14,7 @@ from jaxtyping import PyTree
 
 from ._compute import count_reals
 from ._contract import LoRAWrapper, is_adapter, is_coded
-from ._errors import SelectionError
+from ._errors import PluginError, SelectionError
 from ._paths import KeyPath, path_str, show_path
 from ._showing import grouped
 
@@ -49,9 +49,25 @@ def why_not(cls: type[LoRAWrapper], layer: Any) -> str | None:
 def default_adapters(layer: Any) -> tuple[type[LoRAWrapper], ...]:
     """The adapters that calls with `wrapper=None` try on `layer`, after the defaults.
 
-    An open function: `@default_adapters.register(MyLayer)` adds the adapters of a layer class.
+    An open function: `@default_adapters.register(MyLayer)` adds the adapters of a layer class. A
+    class of Equinox, JAX or Python raises a `PluginError`.
     """
     return ()
+
+
+def _register_default_adapters(cls: type, function: Any = None) -> Any:
+    """`singledispatch`'s `register`, for layers that a user has chosen by choosing a library."""
+    if cls.__module__.partition(".")[0] in ("builtins", "collections", "equinox", "jax"):
+        raise PluginError(
+            f"{cls.__name__} gets its adapters by default from jno-lora alone, so that importing a "
+            "plugin changes no call. Name the adapter in the call, or register a layer class of "
+            "your own."
+        )
+    return _register(cls, function)
+
+
+_register = default_adapters.register
+default_adapters.register = _register_default_adapters  # pyright: ignore[reportAttributeAccessIssue]
 
 
 @functools.singledispatch
@@ -83,25 +99,18 @@ def callable_model(model: Any) -> Callable[..., Any]:
     return function
 
 
-def modules_in(
-    tree: PyTree, keys: KeyPath = (), *, enter_norms: bool = True
-) -> list[tuple[KeyPath, eqx.Module]]:
-    """All modules of `tree`, outer modules first, with their key paths. Adapters are not entered.
-
-    - `keys`: the key path of `tree` itself.
-    - `enter_norms`: whether to look into norms (`NORMALISED`) other than `tree` itself.
-    """
+def modules_in(tree: PyTree) -> list[tuple[KeyPath, eqx.Module]]:
+    """The modules of `tree` by their key paths, outer modules first. Adapters are not entered."""
     modules: list[tuple[KeyPath, eqx.Module]] = []
-    norms = () if enter_norms else tuple(NORMALISED)
 
-    def visit(inner: KeyPath, node: Any) -> bool:
+    def visit(keys: KeyPath, node: Any) -> bool:
         # By its type: `isinstance` of a module is slow, and most nodes are arrays.
         if not issubclass(type(node), eqx.Module):
             return False
         if is_coded(node):  # an array of its layer
             return True
-        modules.append(((*keys, *inner), node))
-        return is_adapter(node) or (bool(inner) and issubclass(type(node), norms))
+        modules.append((keys, node))
+        return is_adapter(node)
 
     # JAX walks, and `visit` collects.
     jtu.tree_flatten_with_path(tree, is_leaf=visit, is_leaf_takes_path=True)

@@ -14,6 +14,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jno.lora import (
     CheckpointError,
     JnoLoraWarning,
+    LayerForm,
     Net,
     SelectionError,
     apply_lora,
@@ -23,7 +24,6 @@ from jno.lora import (
     save_adapters,
 )
 from jno.lora._checkpoint import _base_values
-from jno.lora.types import LayerForm
 
 from ..toys import ToyLinear, same
 from ._tools import OWN, adapted, assembled, parts

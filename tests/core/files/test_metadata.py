@@ -48,7 +48,7 @@ def test_metadata_come_back_and_change_nothing_else(trained, file):
     assert json.dumps(read_metadata(file)) == json.dumps(GIVEN)
     assert same(read_adapters(file, wrappers=OWN), extract_adapters(trained))
     _, configuration, _ = parts(file.read_bytes())
-    assert configuration["format_version"] == 1  # which version 0.1 reads
+    assert configuration["format_version"] == 4
     given = {"a": np.float64(0.5), "b": jnp.asarray(2), "c": np.arange(2), "d": (np.int8(1), "x")}
     for save in (
         lambda: save_adapters(extract_adapters(trained), file, metadata=given),
@@ -95,7 +95,7 @@ def test_an_extension_comes_back_to_its_plugin_alone(trained, file):
     assert read_metadata(file) == metadata
     facts = inspection.inspect(file, values=True)
     assert facts["extension"]["arrays"]["d"]["shape"] == (3,)
-    assert facts["format_version"] == 3
+    assert facts["format_version"] == 4
     assert facts["bytes"] == file.stat().st_size
     shown = str(inspection.as_table(facts))
     assert "acme: 1 arrays, 3 numbers, read by acme.load" in shown

@@ -11,7 +11,6 @@ from jno.lora import (
     JnoLoraWarning,
     Net,
     PluginError,
-    Registry,
     SelectionError,
     extract_adapters,
     load_adapters,
@@ -56,29 +55,6 @@ def test_a_file_loads_no_plugin_but_those_that_it_names(site, model, getkey, fil
     assert {record.distribution for record in registered()} == {"shifts", "others"}
 
 
-def test_a_class_is_found_where_another_distribution_has_taken_it_over(
-    site, model, getkey, file, monkeypatch
-):
-    trained = saved_elsewhere(site, monkeypatch, model, getkey, file, name="Old-Shifts")
-    module = site.plugin("shifts", SHIFT, former=("old-shifts",))
-    other = site.plugin("others", '"Shift", variant="other"')
-    refresh()
-    loaded = load_adapters(model, file)
-    assert other not in sys.modules  # only the distribution that says so was asked
-    new = sys.modules[module].CLASSES[0]
-    assert type(loaded.head) is new
-    assert same(loaded.head.state(), trained.head.state())
-    for name in ("old-shifts:Shift", "Old.Shifts:Shift", "shifts:Shift"):
-        assert type(Net(model).lora(1, wrapper=name).module.head) is new
-
-    assert "discover=False" in unavailable(file, model, registry=Registry(discover=False))
-
-    # While the former distribution is installed, its name means itself.
-    old = site.plugin("old-shifts", SHIFT)
-    refresh()
-    assert type(load_adapters(model, file).head) is sys.modules[old].CLASSES[0]
-
-
 def unavailable(file, model, **options):
     with pytest.raises(CheckpointError) as caught:
         load_adapters(model, file, **options)
@@ -90,8 +66,8 @@ def test_a_missing_plugin_is_named_once_with_its_command(site, getkey, file, mon
     model = [eqx.nn.Linear(3, 3, key=getkey()) for _ in range(6)]
     saved_elsewhere(site, monkeypatch, model, getkey, file, version="1.2.3+cpu.1")
     message = unavailable(file, model)
-    fact = "0, 1, 2 and 3 more: Shift of shifts is not available: shifts is not installed"
-    assert fact in message and message.count("Shift of shifts") == 1
+    fact = "0, 1, 2 and 3 more: shifts:Shift is not available: shifts is not installed"
+    assert fact in message and message.count("shifts:Shift") == 1
     assert 'pip install -U "shifts>=1.2.3"' in message
     with pytest.warns(JnoLoraWarning, match="0 of 6 adapters"):
         assert same(load_adapters(model, file, strict=False), model)

@@ -14,7 +14,7 @@ import jno.lora
 from jno.lora import CheckpointError, Net, SelectionError, load_adapters, resolve, save_adapters
 from jno.lora._commands import inspection
 
-from ..tied import Frozen, Tied, X, adapted, apply, mlp, run
+from ..tied import Frozen, Tied, X, adapted, apply, mlp, run, with_stack
 from ..toys import ToyLinear
 
 
@@ -36,6 +36,14 @@ def test_a_file_holds_the_array_once(wrapper: Any, file: Any) -> None:
     assert len(buffers) == 1
     save_adapters(resolve(model), file)
     assert eqx.tree_equal(load_adapters(mlp(), file, wrappers=wrapper), model)
+
+
+def test_a_file_holds_the_array_of_a_stack_once(file: Any) -> None:
+    model = adapted(with_stack(3), wrapper=Frozen)
+    save_adapters(model, file)
+    arrays = safetensors.numpy.load_file(file)
+    assert {x.shape for name, x in arrays.items() if "shared" in name} == {(2, 3), (3, 2)}
+    assert eqx.tree_equal(load_adapters(with_stack(3), file, wrappers=Frozen), model)
 
 
 def test_a_file_over_adapters_that_keep_the_array(file: Any) -> None:

@@ -7,7 +7,7 @@
 
 import conftest  # noqa: F401  (the settings of every test)
 
-from jno.lora.testing import ADVICE
+from jno_lora_testing import ADVICE
 
 from . import TABLE
 

@@ -7,7 +7,7 @@ import numpy as np
 from jax import lax
 from tests.core.good_adapter import Good, float_of
 
-from jno.lora import LoRAWrapper
+from jno.lora import MatrixAdapter
 
 
 def with_weight(layer, weight):
@@ -338,7 +338,7 @@ class ComplexLinear(eqx.Module):
         return jnp.concatenate([y.real, y.imag]).astype(x.dtype)
 
 
-class ComplexLoRA(LoRAWrapper):
+class ComplexLoRA(MatrixAdapter):
     adapter_fields = ("lora_A", "lora_B")
     base: ComplexLinear
     lora_A: jax.Array

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from tests.core.data_adapters import Tied
 from tests.core.gated_adapters import Gated
 
-from jno.lora.testing import WrapperCase, standard_cases
+from jno_lora_testing import WrapperCase, standard_cases
 from jno_lora_zoo import LoRALinear
 
 from . import _bases as bases

@@ -13,7 +13,7 @@ from tests.core.data_adapters import (
 from tests.core.gated_adapters import Gated, MixesItsDirections
 from tests.core.good_adapter import float_of
 
-from jno.lora import About, Shared, Statistic
+from jno.lora import About, LoRAWrapper, Shared, Statistic
 
 from ._bases import ConvLoRA, Frozen, LoRA, Magnitude, with_weight
 from ._rows import Field, changed, noticed_by, trained, wrong
@@ -196,6 +196,11 @@ by_answers(
 )
 by_answers("SaysStateful", says=r"`is_stateful\(\)` is True", is_stateful=lambda self: True)
 by_answers("StatefulIsAnArray", is_stateful=lambda self: jnp.any(self.lora_B != 0))
+by_answers(
+    "SaysNothingAboutStacks",
+    says="`stack_ndim` is 0, not 1: one adapter would be shared",
+    stack_ndim=LoRAWrapper.stack_ndim.__func__,
+)
 by_specs(
     "SpecsNameNoField",
     says="'lora_down', which is not a field",

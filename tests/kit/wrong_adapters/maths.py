@@ -23,6 +23,14 @@ by_law("MergeTakesTheRootOfTheRank", update=lambda self: LoRA.update(self) * sel
 by_law("ScalesByTheRoot", scale=lambda self: self.alpha / self.rank**0.5)
 by_law("InvertsTheScale", scale=lambda self: self.rank / self.alpha)
 by_law("ScalesByAlphaAlone", scale=lambda self: self.alpha)
+# Call and merge agree, and an author without a law has no other check that could tell.
+by_alpha(
+    "AlphaIsIgnored",
+    says="The output is the same with alpha",
+    case={"law": None},
+    scale=lambda self: 2.0,
+    low_rank_scale=lambda cls, rank, alpha: 2.0,
+)
 by_alpha("DividesIntegers", scale=lambda self: self.alpha // self.rank)
 by_alpha(
     "TakesAlphaZeroForTheDefault",

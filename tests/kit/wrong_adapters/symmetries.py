@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jno.lora import WrapperError
-from jno.lora.testing import cyclic_shift, invariant, permutation, rotation
+from jno_lora_testing import cyclic_shift, invariant, permutation, rotation
 
 from ._bases import AttentionLoRA, ConvLoRA, LoRA
 from ._rows import changed, trained

@@ -208,7 +208,7 @@ by_file(
 changed(
     "stacked-layers",
     "TakesAStackForALayer",
-    survives="the check is advice",
+    also="answers",
     stack_ndim=lambda cls, leaf: 0,
 )
 

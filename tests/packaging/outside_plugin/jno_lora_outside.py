@@ -6,12 +6,12 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from jno.lora import LoRAWrapper, Shared, hookimpl
+from jno.lora import LoRAWrapper, MatrixAdapter, Shared, hookimpl
 
 jno_lora_api = 1
 
 
-class PrincipalInputs(LoRAWrapper):
+class PrincipalInputs(MatrixAdapter):
     """`W' = W + s B A`: `A` starts as the directions of the largest inputs.
 
     The columns of `B` are mixtures of the vectors of one bank, which all layers share.

@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jno.lora import Net, resolve
+from jno_lora_zoo import collect_statistics
 
 X = jax.random.normal(jax.random.key(1), (16, 4))
 Y = jnp.sin(2 * X[:, :3])
@@ -17,7 +18,8 @@ def loss(model, batch):
 def test_the_adapter_is_found_trained_saved_loaded_and_merged(tmp_path):
     model = eqx.nn.MLP(4, 3, 6, 2, key=jax.random.key(0))
     net = Net(model).freeze()
-    net.lora(rank=2, alpha=2, wrapper="principal-inputs", calibrate=([(X, Y)], loss))
+    statistics = collect_statistics(model, [(X, Y)], loss, wrapper="principal-inputs")
+    net.lora(rank=2, alpha=2, wrapper="principal-inputs", statistics=statistics)
     # The bank exists once.
     assert net.summary().trainable == 2 * (4 + 6 + 6) + 8 * 6 + 3 * 2 * 8
     np.testing.assert_allclose(jax.vmap(net)(X), jax.vmap(model)(X), atol=1e-5)

@@ -61,7 +61,7 @@ def train(net, by=0.1):
 
 def trains(net):
     """The paths of the arrays of a net that train."""
-    leaves = jax.tree_util.tree_leaves_with_path(net.partition()[0])
+    leaves = jax.tree_util.tree_leaves_with_path(eqx.filter(net.module, net.trainable))
     return {jax.tree_util.keystr(keys, simple=True, separator="/") for keys, _ in leaves}
 
 

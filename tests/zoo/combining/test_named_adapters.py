@@ -8,14 +8,8 @@ import jax.numpy as jnp
 import pytest
 from tests.zoo.combining._tools import train, trains
 
-from jno.lora import (
-    Net,
-    SelectionError,
-    combine,
-    extract_adapters,
-    lora_trainable_filter,
-    read_adapters,
-)
+from jno.lora import Net, SelectionError, extract_adapters, lora_trainable_filter, read_adapters
+from jno_lora_combine import combine
 
 
 @pytest.fixture(scope="module")

@@ -18,19 +18,15 @@ from jno.lora import (
     Net,
     SelectionError,
     apply_lora,
-    combine,
     extract_adapters,
     merge_lora,
-    optim,
     read_adapters,
     save_adapters,
-    split_adapters,
-    sum_adapters,
     swap_adapters,
-    to_lora,
 )
-from jno.lora.parts import Member
-from jno_lora_combine import AdapterSum
+from jno.lora.extending import Member
+from jno_lora_combine import AdapterSum, combine, split_adapters, sum_adapters, to_lora
+from jno_lora_train import optim
 from jno_lora_zoo import LoRALinear
 
 LAYER = eqx.nn.Linear(4, 4, key=jax.random.key(0))
@@ -104,6 +100,19 @@ def test_one_weight_for_all_layers_by_a_function():
     assert float(jax.grad(y)(1.0)) == pytest.approx(numeric, rel=1e-2)
 
 
+def test_weights_of_a_transformation_are_refused_and_the_sets_stay():
+    net = Net(eqx.nn.Linear(2, 2, key=jax.random.key(0))).lora(1).add_adapter("a")
+    net.add_adapter("b", net.adapter("a"))
+
+    def loss(weight):
+        net.activate("a", "b", weights={"a": weight})
+        return weight
+
+    with pytest.raises(SelectionError, match=r"sum_adapters\(model, sets, weights=weights\)"):
+        jax.grad(loss)(1.0)
+    assert net.active == "a"
+
+
 def test_a_net_keeps_learned_weights():
     net = net_of(a=A, b=ONLY_X)
     net.activate("a", "b", weights="train")
@@ -123,7 +132,7 @@ def test_a_net_keeps_learned_weights():
     net.activate("b", "a", weights={"a": 2.0})
     assert net.active == ("b", "a") and weights() == [[1.0, 2.0], [2.0]]
     # Sets that are in the model are not kept twice.
-    assert not any(net._state.named[name].adapters for name in ("a", "b"))
+    assert not any(net._state.sets.stored[name].adapters for name in ("a", "b"))
     net.deactivate().delete_adapter("b").add_adapter("b", B)  # another set
     assert net.activate("a", "b").module["x"].weights.tolist() == [1.0, 1.0]
 
@@ -145,6 +154,11 @@ def test_a_net_keeps_the_masks_of_its_sets():
     assert not trains(net)
     net.mask("trained/b/").unfreeze()
     assert len(trains(net)) == 4
+    assert len(trains(net.freeze().train_adapters())) == 4
+    weights = {f"{layer}/weights" for layer in "xy"}
+    assert trains(net.activate("a", "b", weights="train").train_adapters()) == weights
+    with pytest.raises(SelectionError, match="`train` names them"):
+        net.activate("a", "b").train_adapters()
 
 
 def test_weights_have_the_precision_of_the_adapters():

@@ -3,7 +3,7 @@
 from jno_lora_chebyshev_kan.cases import CASES
 from jno_lora_chebyshev_kan.plugin import jno_lora_wrappers
 
-from jno.lora.testing import parametrize_with_checks
+from jno_lora_testing import parametrize_with_checks
 
 
 @parametrize_with_checks(CASES)

@@ -12,9 +12,8 @@ import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import PyTree
 
-from jno.lora import SelectionError, plan_lora
+from jno.lora import SelectionError, Table, plan_lora
 from jno.lora.extending import Printed, expect_model, path_str, table
-from jno.lora.types import Table
 
 from ._box import is_declared
 from ._tracing import Evaluation

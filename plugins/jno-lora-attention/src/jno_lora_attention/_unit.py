@@ -20,7 +20,6 @@ class AttentionUnit(LoRAWrapper):
 
     base: eqx.nn.MultiheadAttention
     rank: int = eqx.field(static=True)
-    alpha: float = eqx.field(static=True)
 
     @classmethod
     def applies_to(cls, leaf: Any) -> bool:

@@ -37,14 +37,13 @@ class IA3Attention(AttentionUnit):
         self,
         base: eqx.nn.MultiheadAttention,
         rank: int,
-        alpha: float,
         *,
         key: PRNGKeyArray,
         adapter_dtype: Any = None,
     ):
         del key
         dtype = adapter_dtype_for(base.query_proj.weight, adapter_dtype)
-        self.base, self.rank, self.alpha = base, rank, alpha
+        self.base, self.rank = base, rank
         self.key_scale = jnp.ones(base.key_proj.weight.shape[0], dtype)
         self.value_scale = jnp.ones(base.value_proj.weight.shape[0], dtype)
 

@@ -39,6 +39,7 @@ class LoRAAttention(AttentionUnit):
     variant = "lora-attention"
     about = cited("2106.09685", family="low rank", formula="r (in + out) per projection")
 
+    alpha: float = eqx.field(static=True)
     # By the letter of the projection: (r, in) and (out, r).
     lora_A: dict[str, Float[Array, "r _"]]
     lora_B: dict[str, Float[Array, "_ r"]]

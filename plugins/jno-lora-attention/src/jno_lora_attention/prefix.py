@@ -62,7 +62,6 @@ class PrefixAttention(AttentionUnit):
         self,
         base: eqx.nn.MultiheadAttention,
         rank: int,
-        alpha: float,
         *,
         key: PRNGKeyArray,
         adapter_dtype: Any = None,
@@ -70,7 +69,7 @@ class PrefixAttention(AttentionUnit):
         dtype = adapter_dtype_for(base.query_proj.weight, adapter_dtype)
         key_key, value_key = jax.random.split(key)
         heads = base.num_heads
-        self.base, self.rank, self.alpha = base, rank, alpha
+        self.base, self.rank = base, rank
         keys = _of_random_tokens(base.key_proj, rank, key_key)
         values = _of_random_tokens(base.value_proj, rank, value_key)
         self.prefix_keys = keys.reshape(rank, heads, -1).astype(dtype)

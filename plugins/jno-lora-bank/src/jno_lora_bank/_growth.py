@@ -9,9 +9,8 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, PyTree
 
-from jno.lora import AdapterSet, SelectionError
+from jno.lora import AdapterSet, LayerForm, LooseAdapter, SelectionError
 from jno.lora.extending import layers_at, over_stack, put_around, show_path
-from jno.lora.types import LayerForm, LooseAdapter
 
 from ._slots import Slots, SumSlots, layers_with_slots, slots_class
 from ._state import State

@@ -11,9 +11,8 @@ import jax.numpy as jnp
 from equinox import AbstractClassVar
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
-from jno.lora import LoRAWrapper, MatrixAdapter
+from jno.lora import LoRAWrapper, MatrixAdapter, Term
 from jno.lora.extending import adapted_layers, adds_up, over_stack
-from jno.lora.types import Term
 from jno_lora_zoo import (
     Bias,
     EmbeddingLayer,

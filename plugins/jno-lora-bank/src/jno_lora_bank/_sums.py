@@ -6,10 +6,8 @@ from collections.abc import Mapping
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
-from jno.lora import AdapterSet, swap_adapters
-from jno.lora.extending import adds_up
-from jno.lora.parts import members_of
-from jno.lora.types import LooseAdapter
+from jno.lora import AdapterSet, LooseAdapter, swap_adapters
+from jno.lora.extending import adds_up, members_of
 from jno_lora_combine import combine, split_adapters
 
 from ._values import fits, has_factors, refuse

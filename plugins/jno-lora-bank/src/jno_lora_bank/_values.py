@@ -10,7 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from jno.lora import AdapterSet, LoRAWrapper, SelectionError, resolve, swap_adapters
+from jno.lora import (
+    AdapterSet,
+    LooseAdapter,
+    LoRAWrapper,
+    SelectionError,
+    Term,
+    resolve,
+    swap_adapters,
+)
 from jno.lora.extending import (
     adapted_layers,
     adds_up,
@@ -20,7 +28,6 @@ from jno.lora.extending import (
     over_stack,
     show_path,
 )
-from jno.lora.types import LooseAdapter, Term
 from jno_lora_combine import AdapterSum
 from jno_lora_zoo import IA3, DoRA, Method, PiSSA, known_factors, row_norms
 

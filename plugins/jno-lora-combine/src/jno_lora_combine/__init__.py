@@ -1,11 +1,9 @@
-"""Arithmetic of adapters: combine, scale, stack and convert sets, and measure their updates.
-
-`from jno.lora import combine` finds these functions, too.
-"""
+"""Arithmetic of adapters: combine, scale, stack and convert sets, and measure their updates."""
 
 from ._combine import combine, combine_with_report
 from ._convert import extract_lora, shrink, to_lora
 from ._effects import AdapterEffect, AdapterEffects, adapter_effects, plot_adapters
+from ._intruders import IntruderReport, IntruderRow, reduce_intruders, report_intruders
 from ._pictures import new_picture
 from ._products import UpdateReport, UpdateRow, scale_adapters
 from ._stacking import stack_adapters, take_adapters
@@ -15,6 +13,8 @@ __all__ = [
     "AdapterEffect",
     "AdapterEffects",
     "AdapterSum",
+    "IntruderReport",
+    "IntruderRow",
     "UpdateReport",
     "UpdateRow",
     "adapter_effects",
@@ -23,6 +23,8 @@ __all__ = [
     "extract_lora",
     "new_picture",
     "plot_adapters",
+    "reduce_intruders",
+    "report_intruders",
     "scale_adapters",
     "shrink",
     "split_adapters",

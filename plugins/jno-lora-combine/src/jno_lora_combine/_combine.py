@@ -9,10 +9,20 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from jno.lora import LoRAWrapper, MatrixAdapter, SelectionError
-from jno.lora.extending import adds_up, bullets, nearest, run, show_path, warn
-from jno.lora.parts import check_key, check_number, check_rank, stable_hash, widest
-from jno.lora.types import AdapterSet, LooseAdapter
+from jno.lora import AdapterSet, LooseAdapter, LoRAWrapper, MatrixAdapter, SelectionError
+from jno.lora.extending import (
+    adds_up,
+    bullets,
+    check_key,
+    check_number,
+    check_rank,
+    nearest,
+    run,
+    show_path,
+    stable_hash,
+    warn,
+    widest,
+)
 from jno_lora_zoo import Factors
 
 from ._products import (
@@ -142,7 +152,7 @@ def combine(
     - `majority_sign`: for `"ties"` and `"dare_ties"`: whether `agree` elects the sign of the sum
         (`"total"`, as in the paper) or of most updates (`"frequency"`). A draw is positive.
     - `statistics`: for `"regmean"`: one for each set, from the set's data and merged model:
-        `calibrate(merge_lora(model), batches, loss, wrapper="corda")`.
+        `collect_statistics(merge_lora(model), batches, loss, wrapper="corda")`.
     - `off_diagonal`: for `"regmean"`, in `(0, 1]`; 0.9 by default, as in most of the paper.
 
     **Returns:** an `AdapterSet`, with the class that the first set has at a path, `alpha = rank`,
@@ -311,7 +321,7 @@ def _covariances(
     if missing:
         raise SelectionError(
             f"These layers lack a covariance of their inputs:\n{bullets(missing)}\n"
-            'Collect it: calibrate(merge_lora(model), batches, loss, wrapper="corda").'
+            'Collect it: collect_statistics(merge_lora(model), batches, loss, wrapper="corda").'
         )
     return {path: [layers[path][_COVARIANCE] for layers in statistics] for path in paths}
 

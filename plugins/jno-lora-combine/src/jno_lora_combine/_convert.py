@@ -13,7 +13,10 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from jno.lora import (
+    AdapterSet,
     JnoLoraError,
+    LayerForm,
+    LooseAdapter,
     LoRAWrapper,
     MatrixAdapter,
     Registry,
@@ -23,9 +26,17 @@ from jno.lora import (
 )
 from jno.lora.extending import (
     adapted_layers,
+    at_least_float32,
     bullets,
+    check_rank,
+    claims,
     default_registry,
+    enclosing,
     expect_model,
+    failing,
+    filler,
+    held_dtype,
+    is_traced,
     layers_at,
     map_adapters,
     modules_by_path,
@@ -33,25 +44,14 @@ from jno.lora.extending import (
     over_stack,
     path_str,
     put_around,
-    run,
-    show_path,
-    warn,
-)
-from jno.lora.parts import (
-    at_least_float32,
-    check_rank,
-    claims,
-    enclosing,
-    failing,
-    filler,
-    held_dtype,
-    is_traced,
     refusal_of_template,
     replace_layers,
+    run,
+    show_path,
     tracked,
+    warn,
     widest,
 )
-from jno.lora.types import AdapterSet, LayerForm, LooseAdapter
 from jno_lora_zoo import Factors, Triplets, known_factors
 
 from ._products import (
@@ -379,6 +379,8 @@ def extract_lora(
     - `registry`: where the LoRA classes are looked up, instead of among the installed plugins.
 
     **Returns:** the adapted model, and an `UpdateReport` with each layer's rank, error and energy.
+    It says how much of the change is kept (`kept`). Below 90 %, it warns, because the outputs may
+    differ a lot from `tuned`.
 
     **Raises:** `SelectionError` if the models differ in structure or constants, or carry adapters,
     if arrays are left over, or if an argument makes no sense; `WrapperError` that names a layer
@@ -416,10 +418,10 @@ def extract_lora(
     with contextlib.closing(tracked(before.items(), "Decomposing")) as shown:
         for path, layer in shown:
             with failing(f"extract LoRA at {show_path(path)!r}"):
-                lora, error = _extracted(classes[path], layer, after[path], rank, energy)
+                lora, *norms = _extracted(classes[path], layer, after[path], rank, energy)
             adapters[path] = lora
-            rows.append(UpdateRow(path, type(layer), type(lora), lora.rank, error))
-    return replace_layers(model, adapters), UpdateReport(tuple(rows), tuple(left))
+            rows.append(UpdateRow(path, type(layer), type(lora), lora.rank, *norms))
+    return replace_layers(model, adapters), UpdateReport(tuple(rows), tuple(left)).warn_of_loss()
 
 
 def _check_same_structure(**models: PyTree) -> None:
@@ -496,12 +498,15 @@ def _adapts(cls: Any, layer: Any) -> Any:
 
 def _extracted(
     cls: Any, layer: Any, changed: Any, rank: int | None, energy: float | None
-) -> tuple[LoRAWrapper, Array]:
+) -> tuple[LoRAWrapper, Array, Array]:
+    """Plain LoRA with the change of a layer, the error due to its rank, and the change's norm."""
     function, nearest = _matrix_triplets, _nearest
     if has_products(cls):
         function, nearest = _matrix_updates, _nearest_family
     update = run(_of_stack, cls, function, *_in_wide_dtypes(layer, changed), beside=layer)
-    return nearest(cls, layer, update, rank, energy)
+    parts = [U for U, _ in update.values()] if isinstance(update, dict) else [update.S]
+    size = jnp.linalg.norm(jnp.stack([jnp.linalg.norm(x.ravel()) for x in parts]))
+    return *nearest(cls, layer, update, rank, energy), size
 
 
 def _of_stack(cls: Any, function: Any, layer: Any, changed: Any) -> Any:

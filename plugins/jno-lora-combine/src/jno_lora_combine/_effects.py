@@ -13,18 +13,19 @@ import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import PyTree
 
-from jno.lora import LoRAWrapper, MatrixAdapter, SelectionError, WrapperError
+from jno.lora import LoRAWrapper, MatrixAdapter, SelectionError, Table, WrapperError
 from jno.lora.extending import (
     Printed,
     adapted_layers,
     expect_model,
+    filler,
     over_stack,
     path_str,
+    refusal_of_template,
     show_path,
     table,
+    wide_layers,
 )
-from jno.lora.parts import filler, refusal_of_template, wide_layers
-from jno.lora.types import Table
 
 from ._pictures import new_picture
 

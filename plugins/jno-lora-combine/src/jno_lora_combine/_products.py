@@ -9,14 +9,32 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Inexact
 
-from jno.lora import LoRAWrapper, MatrixAdapter, SelectionError
-from jno.lora.extending import Printed, adds_up, bullets, over_stack, show_path, table
-from jno.lora.parts import at_least_float32, check_number
-from jno.lora.types import AdapterSet, LooseAdapter, Table, Term
+from jno.lora import (
+    AdapterSet,
+    LooseAdapter,
+    LoRAWrapper,
+    MatrixAdapter,
+    SelectionError,
+    Table,
+    Term,
+)
+from jno.lora.extending import (
+    Printed,
+    adds_up,
+    at_least_float32,
+    bullets,
+    check_number,
+    over_stack,
+    show_path,
+    table,
+    warn,
+)
 from jno_lora_zoo import Factors, Triplets
 
 # The state of an adapter that is only a product. `multiplier` is a frozen factor of its scale.
 PRODUCT_STATE = {"lora_A", "lora_B", "multiplier"}
+# The fraction of updates to keep, below which a report warns.
+_ENOUGH = 0.9
 
 
 class UpdateRow(eqx.Module):
@@ -26,6 +44,7 @@ class UpdateRow(eqx.Module):
         the layer (`extract_lora`).
     - `error`: `||new update - update|| / ||update||` in the Frobenius norm, over a whole stack.
     - `energy`: the fraction of `||update||^2` that is kept, `1 - error^2`.
+    - `size`: `||update||`, of `extract_lora` alone.
     """
 
     path: str = eqx.field(static=True)
@@ -33,6 +52,7 @@ class UpdateRow(eqx.Module):
     wrapper: type[LoRAWrapper] = eqx.field(static=True)
     rank: int | None = eqx.field(static=True)
     error: Float[Array, ""]
+    size: Float[Array, ""] | None = None
 
     @property
     def energy(self) -> Float[Array, ""]:
@@ -54,6 +74,30 @@ class UpdateReport(eqx.Module, Printed[UpdateRow]):
         errors = [jnp.asarray(row.error, jnp.float32) for row in self.rows]
         return jnp.max(jnp.stack([jnp.zeros((), jnp.float32), *errors]))
 
+    @property
+    def kept(self) -> float | None:
+        """The fraction of the squared norm of all updates that is kept; `None` without sizes."""
+        squares = [float(row.size) ** 2 for row in self.rows if row.size is not None]
+        energies = [float(row.energy) for row in self.rows]
+        return float(np.average(energies, weights=squares)) if any(squares) else None
+
+    def warn_of_loss(self) -> "UpdateReport":
+        """This report. Warns if less than 90 % is `kept`."""
+        if self.kept is not None and self.kept < _ENOUGH:
+            warn(self._in_words(self.kept))
+        return self
+
+    def _in_words(self, kept: float) -> str:
+        least = min(self.rows, key=lambda row: float(row.energy))
+        advice = (
+            f" Below {_ENOUGH:.0%}, outputs may be far from the fine-tuned model's. Give a higher "
+            "`rank`, or `energy=0.95`, and measure the result."
+        )
+        return (
+            f"The LoRA keeps {kept:.1%} of the change (by its squared norm), and the least, "
+            f"{float(least.energy):.1%}, at {show_path(least.path)!r}."
+        ) + (advice if kept < _ENOUGH else "")
+
     def _table(self) -> Table:
         columns = [(name, "left") for name in ("path", "from", "to")]
         columns += [("rank", "right"), ("error", "right"), ("energy", "right")]
@@ -63,6 +107,8 @@ class UpdateReport(eqx.Module, Printed[UpdateRow]):
             rank = "" if row.rank is None else f"{row.rank}"
             rows.append((*names, rank, f"{float(row.error):.1e}", f"{float(row.energy):.2%}"))
         caption = "error: ‖lost‖ / ‖update‖; energy: the fraction of ‖update‖² that is kept"
+        if self.kept is not None:
+            caption += f"\n{self._in_words(self.kept)}"
         if self.leftovers:
             caption += f"\nchanged, and not adapted: {', '.join(map(show_path, self.leftovers))}"
         return table(f"{len(self.rows)} adapters", columns, rows, caption, by_path=True)

@@ -10,10 +10,8 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array
 
-from jno.lora import SelectionError
-from jno.lora.extending import bullets, run, show_array, show_path
-from jno.lora.parts import check_rank, widest
-from jno.lora.types import AdapterSet, LooseAdapter
+from jno.lora import AdapterSet, LooseAdapter, SelectionError
+from jno.lora.extending import bullets, check_rank, run, show_array, show_path, widest
 
 from ._products import check_products, factors_of, listed_sets, padded, paths_of
 

@@ -16,37 +16,36 @@ from jaxtyping import Array, Float, PyTree
 from jno.lora import (
     AdapterSet,
     JnoLoraError,
+    LooseAdapter,
     LoRAWrapper,
     MatrixAdapter,
     SelectionError,
+    Term,
     WrapperError,
     extract_adapters,
     unwrap_lora,
 )
-from jno.lora.coded import refuse_coded
 from jno.lora.extending import (
-    adds_up,
-    bullets,
-    default_registry,
-    expect_model,
-    nearest,
-    put_around,
-    show_path,
-)
-from jno.lora.parts import (
     Member,
     SeveralAdapters,
     Weights,
+    adds_up,
     at_least_float32,
+    bullets,
     check_adapter_name,
     check_fit,
     check_number,
     claims,
+    default_registry,
     enclosing,
+    expect_model,
     held_dtype,
+    nearest,
+    put_around,
+    refuse_coded,
+    show_path,
     widest,
 )
-from jno.lora.types import LooseAdapter, Term
 from jno_lora_zoo import Factors
 
 M = TypeVar("M")

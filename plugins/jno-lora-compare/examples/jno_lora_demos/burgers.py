@@ -17,7 +17,8 @@ import numpy as np
 from jaxtyping import Array, Complex, Float, PRNGKeyArray, PyTree
 
 from jno.lora import Net
-from jno.lora.extending import imported_for, new_picture
+from jno.lora.extending import imported_for
+from jno_lora_combine import new_picture
 from jno_lora_compare._fitting import adam
 from jno_lora_train import Trainer, TrainingRun
 

@@ -4,15 +4,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 from jno.lora import JnoLoraError, LoRAWrapper, Net, Registry, SelectionError
-from jno.lora.extending import nearest
-from jno.lora.parts import statistics_of
-from jno_lora_train import check_calibrate
+from jno.lora.extending import nearest, statistics_of
+from jno_lora_zoo import check_statistics_from, collect_statistics
 
 Wrapper: TypeAlias = type[LoRAWrapper] | str | Sequence[type[LoRAWrapper] | str]
 Candidate: TypeAlias = Wrapper | Mapping[str, Any]
 
 # The keys of a candidate that is a dict: its name, and arguments of `Net.lora`.
-_KEYS = ("name", "wrapper", "specs", "rank", "alpha", "target", "options", "calibrate")
+_KEYS = ("name", "wrapper", "specs", "rank", "alpha", "target", "options", "statistics_from")
 
 # Everything trains, nothing trains, and one candidate per variant that adapts a layer.
 _FULL, _NONE, _ALL = "full", "none", "all"
@@ -53,8 +52,8 @@ def _check_keys(candidate: Mapping[str, Any]) -> None:
         raise SelectionError(
             f"The candidate {dict(candidate)!r} names no adapter: give it a `wrapper`, or `specs`."
         )
-    if candidate.get("calibrate") is not None:
-        check_calibrate(candidate["calibrate"])
+    if candidate.get("statistics_from") is not None:
+        check_statistics_from(candidate["statistics_from"])
 
 
 def _names_an_adapter(item: Any) -> bool:
@@ -112,7 +111,8 @@ def _arguments(candidate: Candidate, settings: Mapping[str, Any]) -> dict[str, A
     """The arguments of `Net.plan` for a candidate, completed by `settings`."""
     if not isinstance(candidate, Mapping):
         return {"wrapper": candidate, **settings}
-    given = {key: value for key, value in candidate.items() if key not in ("name", "calibrate")}
+    left_out = ("name", "statistics_from")
+    given = {key: value for key, value in candidate.items() if key not in left_out}
     defaults = {k: v for k, v in settings.items() if k != "target" or "specs" not in given}
     return {**defaults, **given}
 
@@ -120,9 +120,11 @@ def _arguments(candidate: Candidate, settings: Mapping[str, Any]) -> dict[str, A
 def adapt(net: Net, candidate: Candidate, data: Any, settings: Mapping[str, Any]) -> None:
     """Put the adapters into `net`.
 
-    Adapters that start from data are calibrated on the candidate's `calibrate`, or else on `data`.
+    Adapters that start from data get statistics of the candidate's `statistics_from`, or else of
+    `data`.
 
-    **Raises:** `SelectionError` if the candidate has a `calibrate`, but does not start from data.
+    **Raises:** `SelectionError` if the candidate has `statistics_from`, but does not start from
+    data.
     """
     if candidate != _FULL:
         net.freeze()
@@ -131,11 +133,14 @@ def adapt(net: Net, candidate: Candidate, data: Any, settings: Mapping[str, Any]
     arguments = _arguments(candidate, settings)
     adapters = [row.wrapper for row in net.plan(**arguments).wrapped]
     starts_from_data = any(adapter is not None and statistics_of(adapter) for adapter in adapters)
-    if isinstance(candidate, Mapping) and candidate.get("calibrate") is not None:
-        data = candidate["calibrate"]
+    if isinstance(candidate, Mapping) and candidate.get("statistics_from") is not None:
+        data = candidate["statistics_from"]
         if not starts_from_data:
             raise SelectionError(
-                "The candidate has `calibrate`, but none of its adapters starts from data. Leave "
-                "`calibrate` out."
+                "The candidate has `statistics_from`, but none of its adapters starts from data. "
+                "Leave `statistics_from` out."
             )
-    net.lora(**arguments, calibrate=data if starts_from_data else None)
+    if starts_from_data:
+        selection = {key: arguments.get(key) for key in ("wrapper", "target", "specs")}
+        arguments["statistics"] = collect_statistics(net.module, *data, **selection)
+    net.lora(**arguments)

@@ -9,8 +9,7 @@ from typing import Any
 import click
 
 from jno.lora import PluginError, SelectionError
-from jno.lora.extending import imported_for
-from jno.lora.parts import print_table
+from jno.lora.extending import imported_for, print_table
 from jno_lora_combine import new_picture
 
 _FILE = click.Path(dir_okay=False, path_type=Path)
@@ -42,9 +41,9 @@ def compare(ctx: click.Context, task: str, csv_file: Path | None, plot_file: Pat
     """Train adapters side by side on a model of yours.
 
     FACTORY is a function without arguments that returns a dict: the arguments of
-    jno.lora.compare. Each candidate is trained from the same start, on the same batches, for as
-    many steps. Ctrl-C keeps the finished candidates. Exits with 1 if a candidate could not be
-    trained.
+    jno_lora_compare.compare. Each candidate is trained from the same start, on the same batches,
+    for as many steps. Ctrl-C keeps the finished candidates. Exits with 1 if a candidate could not
+    be trained.
     """
     from ._compare import compare as compare_
 
@@ -80,7 +79,7 @@ def _arguments(task: str) -> Mapping[str, Any]:
     arguments = factory() if callable(factory) else factory
     if not isinstance(arguments, Mapping):
         raise SelectionError(
-            f"{task!r} must be a function that returns the arguments of `jno.lora.compare` as a "
+            f"{task!r} must be a function that returns the arguments of `compare` as a "
             f"dict, but gives a {type(arguments).__name__}. For example:{_EXAMPLE}"
         )
     return arguments

@@ -12,7 +12,7 @@ from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from jno.lora import Net, Registry
 from jno.lora.extending import Bar, default_registry
-from jno_lora_train import check_calibrate
+from jno_lora_zoo import check_statistics_from
 
 from ._candidates import (
     Candidate,
@@ -50,7 +50,7 @@ def compare(
     alpha: float | None = None,
     target: str | None = None,
     options: Mapping[str, Any] | None = None,
-    calibrate: Sequence[Any] | None = None,
+    statistics_from: Sequence[Any] | None = None,
     keep: Iterable[Any] | None = None,
     learning_rate: float | Sequence[float] | Array | np.ndarray | None = None,
     optimizer: Any = None,
@@ -77,13 +77,13 @@ def compare(
         `"all"` stands for every registered variant that takes a layer of the model; `options` must
         then suit all of them. A candidate may also be a dict of arguments of `Net.lora`, with a
         `name`: `{"name": "mixed", "specs": [...], "rank": 8, "alpha": 16}`. It needs `wrapper` or
-        `specs`, and may have `target`, `options` and `calibrate`. Missing arguments are taken from
-        the call, but candidates with `specs` ignore its `target`.
+        `specs`, and may have `target`, `options` and `statistics_from`. Missing arguments are taken
+        from the call, but candidates with `specs` ignore its `target`.
     - `steps`: how many steps each candidate trains.
     - `key`: for the adapters' initial values.
     - `rank`, `alpha`, `target`, `options`: as for `Net.lora`.
-    - `calibrate`: `(batches, loss)` for adapters that start from data (EVA), instead of the first 8
-        of `batches` with `loss`.
+    - `statistics_from`: `(batches, loss)` for adapters that start from data (EVA), instead of the
+        first 8 of `batches` with `loss`.
     - `keep`: a list of batches of earlier data, such as data of the pretraining, or
         `(batches, error)`. The table shows the mean of `loss(model, batch)`, or of
         `error(model, batch)`, before and after training. This mean does not influence the choice of
@@ -112,8 +112,8 @@ def compare(
     check_steps(steps)
     rates = checked_rates(learning_rate, optimizer)
     optimizer = adam() if optimizer is None else optimizer
-    if calibrate is not None:
-        check_calibrate(calibrate)
+    if statistics_from is not None:
+        check_statistics_from(statistics_from)
     settings = {"rank": rank, "alpha": alpha, "target": target, "options": options}
     plain_net = Net(model, key=key, registry=registry)
     candidates = replace_all(candidates, plain_net, registry or default_registry(), settings)
@@ -124,8 +124,12 @@ def compare(
     check_batches(read_batches)
     check_loss(loss, model, read_batches[0])
     error_of = None if keep is None else kept_error(keep, loss, model)
-    # A list, because all candidates read the calibration's batches, which may be an iterator.
-    data = (read_batches[:8], loss) if calibrate is None else (list(calibrate[0]), calibrate[1])
+    # A list, because all candidates read the batches, which may be an iterator.
+    data = (
+        (read_batches[:8], loss)
+        if statistics_from is None
+        else (list(statistics_from[0]), statistics_from[1])
+    )
     task = Task(loss, read_batches, steps, optimizer, rates, score, error_of)
     before = None if error_of is None else error_of(model)
 

@@ -6,9 +6,8 @@ from collections.abc import Callable
 from os import PathLike
 from typing import TYPE_CHECKING
 
-from jno.lora import SelectionError
+from jno.lora import SelectionError, Table
 from jno.lora.extending import Printed, table
-from jno.lora.types import Table
 from jno_lora_combine import new_picture
 
 from ._row import ComparisonRow

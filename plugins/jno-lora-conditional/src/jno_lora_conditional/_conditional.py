@@ -21,8 +21,7 @@ from jno.lora import (
     lora_trainable_filter,
     merge_lora,
 )
-from jno.lora.extending import adapted_layers, compute_dtype, map_adapters, over_stack
-from jno.lora.parts import members_of
+from jno.lora.extending import adapted_layers, compute_dtype, map_adapters, members_of, over_stack
 
 from ._bases import Basis
 from ._film import Film, film_of, modulate
@@ -41,7 +40,7 @@ class Conditional(eqx.Module):
 
     At the source, a merged model is the pretrained model bit for bit. So is a called model, except
     with DoRA, which divides by a norm when it is called (a rounding of 1e-6 of the output). PiSSA,
-    MiLoRA, OLoRA, CorDA, LoRA-GA, LoRA-One, LoRA-Null and HRA start with a rounding in most layers
+    MiLoRA, OLoRA, CorDA, LoRA-GA, LoRA-One and LoRA-Null start with a rounding in most layers
     (`exact=False`). VB-LoRA and Tied-LoRA are refused, because they train arrays that layers share.
 
     ```python
@@ -60,7 +59,7 @@ class Conditional(eqx.Module):
     - `moving`: for adapters that cannot be merged (bottlenecks), the fields that move, by the name
         of the class.
     - `exact`: whether the start must be the pretrained model bit for bit, which is checked by
-        merging each layer. Some methods (PiSSA, HRA) start with a rounding.
+        merging each layer. Some methods (PiSSA) start with a rounding.
     - `film`: whether the outputs of the adapted layers also get a scale and a shift that are
         functions of the parameter (FiLM): `W' = (1 + phi gamma)(W + s B A)` and
         `b' = (1 + phi gamma) b + phi beta`, row by row, with trained `gamma` and `beta` that start
@@ -267,7 +266,7 @@ def _checked(net: Net) -> PyTree:
     if jax.tree.leaves(net.trainable) != jax.tree.leaves(lora_trainable_filter(net.module)):
         raise SelectionError(
             "A conditional trains the adapters, and nothing else: other arrays would change the "
-            "model at the source. Call net.freeze() before net.lora(...)."
+            "model at the source. Call net.train_adapters()."
         )
     return plain
 

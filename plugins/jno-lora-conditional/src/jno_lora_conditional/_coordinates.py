@@ -7,9 +7,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from jno.lora import SelectionError
+from jno.lora import SelectionError, Table
 from jno.lora.extending import Printed, table, warn
-from jno.lora.types import Table
 
 from ._bases import COORDINATES, Basis, Function, Powers, coordinate_named
 

@@ -9,8 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from jno.lora import LoRAWrapper, MatrixAdapter, SelectionError
-from jno.lora.coded import with_arrays
-from jno.lora.extending import adapted_layers, compute_dtype, over_stack
+from jno.lora.extending import adapted_layers, compute_dtype, over_stack, with_arrays
 
 
 class Film(eqx.Module):

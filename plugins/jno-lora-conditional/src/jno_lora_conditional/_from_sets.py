@@ -10,9 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from jno.lora import Net, SelectionError, lora_trainable_filter, swap_adapters
+from jno.lora import AdapterSet, LooseAdapter, Net, SelectionError, swap_adapters
 from jno.lora.extending import adapted_layers, adds_up, bullets, compute_dtype, show_path
-from jno.lora.types import AdapterSet, LooseAdapter
 from jno_lora_combine import combine
 
 from ._bases import numbers
@@ -63,8 +62,7 @@ def from_sets(
     for adapters in ordered:  # its errors name paths and shapes
         eqx.filter_eval_shape(swap_adapters, model, adapters)
     zero = swap_adapters(model, _combined(ordered, [0.0] * len(ordered)))
-    net = Net(zero).freeze().mask(lora_trainable_filter(zero)).unfreeze()
-    conditional = Conditional(net, Hats(values, source, extrapolate))
+    conditional = Conditional(Net(zero).train_adapters(), Hats(values, source, extrapolate))
     units = np.eye(len(ordered)).tolist()
     at_values = [swap_adapters(model, _combined(ordered, unit)) for unit in units]
     directions = {
@@ -179,7 +177,7 @@ def _directions(
         raise SelectionError(
             f"{show_path(path)}: the ranks of the {len(adapters)} sets sum to more than this "
             f"{type(zero).__name__} can have, so that their sum would not be exact. Give sets of a "
-            "smaller rank: `jno.lora.shrink` and `jno.lora.to_lora` cut it."
+            "smaller rank: `jno_lora_combine.shrink` and `jno_lora_combine.to_lora` cut it."
         )
     return {
         name: jax.tree.map(lambda *x: jnp.stack(x), *(getattr(a, name) for a in adapters))

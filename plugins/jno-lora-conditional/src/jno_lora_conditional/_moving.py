@@ -9,7 +9,6 @@ import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from jno.lora import LoRAWrapper, SelectionError, Shared, resolve
-from jno.lora.coded import with_arrays
 from jno.lora.extending import (
     adapted_layers,
     bullets,
@@ -17,6 +16,7 @@ from jno.lora.extending import (
     over_stack,
     show_path,
     trainable_fields,
+    with_arrays,
 )
 
 # By the path of a layer, the names of its fields that move.
@@ -197,6 +197,6 @@ def _problem(
     if exact and distance != 0:
         return (
             f"starts with a rounding: a number differs by {distance:.2g} from the plain layer, as "
-            "this method's start does (PiSSA, HRA), or a short training. Accept it by `exact=False`"
+            "this method's start does (PiSSA), or a short training. Accept it by `exact=False`"
         )
     return None

@@ -7,9 +7,8 @@ from typing import Any
 import equinox as eqx
 import jax
 
-from jno.lora import LoRAWrapper, lora_report
+from jno.lora import LoRAWrapper, Table, lora_report
 from jno.lora.extending import Printed, adapted_layers, show_path, table
-from jno.lora.types import Table
 
 from ._bases import Basis
 from ._moving import trained_fields

@@ -28,7 +28,7 @@ from jaxtyping import Array, Float, PyTree
 
 from jno.lora import JnoLoraError, Net
 from jno.lora.extending import adapted_layers, bullets
-from jno.lora.testing import ConformanceError
+from jno_lora_testing import ConformanceError
 
 from ._bases import Basis, Indexed, Network, Powers
 from ._conditional import Conditional, at, merge

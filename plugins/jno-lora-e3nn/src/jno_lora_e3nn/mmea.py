@@ -59,7 +59,6 @@ class MMEA(LoRAWrapper):
 
     base: eqx.Module
     rank: int = eqx.field(static=True)
-    alpha: float = eqx.field(static=True)
     down: Float[Array, "r scalars"]
     down_bias: Float[Array, " r"]
     up: Float[Array, "channels r"]
@@ -80,9 +79,7 @@ class MMEA(LoRAWrapper):
     def stack_ndim(cls, leaf: Any) -> int:
         return E3nnLayer.stack_ndim(leaf)
 
-    def __init__(
-        self, base: Any, rank: int, alpha: float, *, key: PRNGKeyArray, adapter_dtype: Any = None
-    ):
+    def __init__(self, base: Any, rank: int, *, key: PRNGKeyArray, adapter_dtype: Any = None):
         scalars = _scalars(base)
         if not scalars:
             raise ValueError(
@@ -92,7 +89,7 @@ class MMEA(LoRAWrapper):
             )
         channels = base.irreps_out.num_irreps * (base.channel_out or 1)
         dtype = adapter_dtype_for(next(iter(base._weights.values())), adapter_dtype)
-        self.base, self.rank, self.alpha = base, rank, alpha
+        self.base, self.rank = base, rank
         self.down = jax.random.normal(key, (rank, scalars), dtype) / math.sqrt(scalars)
         self.down_bias = jnp.zeros(rank, dtype)
         self.up = jnp.zeros((channels, rank), dtype)

@@ -6,8 +6,8 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from jno.lora.parts import widest
-from jno.lora.types import Term
+from jno.lora import Term
+from jno.lora.extending import widest
 from jno_lora_zoo import in_compute_dtype
 
 

@@ -9,8 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from jno.lora import WrapperError
-from jno.lora.types import Term
+from jno.lora import Term, WrapperError
 from jno_lora_zoo import ConvLayer, LayerKind, LinearLayer, adapter_dtype_for, cited
 
 from ._classes import loaded_class

@@ -13,8 +13,7 @@ import numpy as np
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from jno.lora import LoRAWrapper
-from jno.lora.types import Term
+from jno.lora import LoRAWrapper, Term
 from jno_lora_zoo import adapter_dtype_for, cited
 
 from ._spectral_adapter import SpectralAdapter, complex_product, parts_of

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Inexact, PRNGKeyArray
 
-from jno.lora.types import Term
+from jno.lora import Term
 from jno_lora_zoo import adapter_dtype_for, cited
 
 from ._mode_weights import ModeWeights

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from jno.lora.types import Term
+from jno.lora import Term
 from jno_lora_zoo import adapter_dtype_for, cited
 
 from ._spectral_adapter import SpectralAdapter, complex_product

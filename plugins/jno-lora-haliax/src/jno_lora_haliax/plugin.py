@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 from jno.lora import LoRAWrapper, hookimpl
-from jno.lora.parts import LazyAdapter
+from jno.lora.extending import LazyAdapter
 
 jno_lora_api = 1
 

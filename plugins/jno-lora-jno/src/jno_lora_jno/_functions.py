@@ -12,10 +12,17 @@ import numpy as np
 from jaxtyping import PRNGKeyArray, PyTree
 
 import jno.lora
-from jno.lora import JnoLoraError, SelectionError, Spec
-from jno.lora.extending import adapted_layers, bullets, default_registry, path_str, show_path, warn
-from jno.lora.parts import names_to_resolve, plan_call
-from jno.lora.types import AdapterSet
+from jno.lora import AdapterSet, JnoLoraError, SelectionError, Spec
+from jno.lora.extending import (
+    adapted_layers,
+    bullets,
+    default_registry,
+    names_to_resolve,
+    path_str,
+    plan_call,
+    show_path,
+    warn,
+)
 
 JNO_ADAPTERS = "jno.architectures.lora"
 
@@ -37,7 +44,7 @@ def normalize_wrappers(wrapper: Any) -> tuple[Any, ...]:
         if isinstance(item, type) and item.__module__ == JNO_ADAPTERS:
             raise SelectionError(
                 f"{item.__name__} comes from {JNO_ADAPTERS}. jno.lora stands in for them: "
-                f"pass jno.lora.{item.__name__}, or its name. jno.lora.in_jno.disable() gives jNO "
+                f"pass jno.lora.{item.__name__}, or its name. jno_lora_jno.disable() gives jNO "
                 "its own adapters back."
             )
     return items
@@ -69,8 +76,7 @@ def apply_lora(
     try:
         if any(adapted_layers(model)):
             plan = jno.lora.plan_lora(model, **call)
-            carriers = [row for row in plan.having("already adapted") if row.spec is not None]
-            if carriers and not plan.wrapped:
+            if plan.carriers and not plan.wrapped:
                 return model
         statistics = _statistics(model, configs, call)
         adapted = jno.lora.apply_lora(model, key=key, statistics=statistics, **call)
@@ -92,7 +98,7 @@ def apply_lora(
 def _spec_of(config: Mapping[str, Any], wrappers: Any) -> dict[str, Any]:
     """Convert a spec that jNO stores into a spec of `jno.lora`."""
     wrapper = config.get("wrappers", config.get("wrapper", wrappers))
-    left_out = ("wrappers", "statistics", "calibrate")
+    left_out = ("wrappers", "statistics", "statistics_from")
     fields = {name: value for name, value in config.items() if name not in left_out}
     return {"alpha": 1.0, **fields, "wrapper": normalize_wrappers(wrapper)}
 
@@ -104,16 +110,18 @@ def _statistics(
 
     They are computed only now because a solve trains the model that it starts from.
     """
-    config = configs[0] if configs else {}  # `statistics` and `calibrate` are the same in all
-    if (calibration := config.get("calibrate")) is None:
+    config = configs[0] if configs else {}  # `statistics` and `statistics_from` are the same in all
+    if (source := config.get("statistics_from")) is None:
         return config.get("statistics")
-    batches, loss = calibration
+    batches, loss = source
     paramax = sys.modules.get("paramax")
 
     def loss_of_values(model: Any, batch: Any) -> Any:
         return loss(model if paramax is None else paramax.unwrap(model), batch)
 
-    return jno.lora.calibrate(model, batches, loss_of_values, wrapper=None, **call)
+    from jno_lora_zoo import collect_statistics  # here, because jNO imports this module
+
+    return collect_statistics(model, batches, loss_of_values, wrapper=None, **call)
 
 
 def merge_lora(model: Any) -> Any:

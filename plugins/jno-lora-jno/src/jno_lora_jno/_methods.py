@@ -8,7 +8,6 @@ from typing import Any
 import jax
 from jaxtyping import PyTree
 
-import jno.lora.extending
 from jno.lora import SelectionError, Spec, partial_lora_trainable_filter, plan_lora
 from jno.lora.extending import adapted_layers
 
@@ -29,17 +28,20 @@ def lora_of_model(original: Callable[..., Any]) -> Callable[..., Any]:
         specs: Iterable[Any] | None = None,
         options: Mapping[str, Any] | None = None,
         statistics: Mapping[str, Any] | None = None,
-        calibrate: Sequence[Any] | None = None,
+        statistics_from: Sequence[Any] | None = None,
     ) -> Any:
-        if calibrate is not None:
-            batches, loss = jno.lora.extending.check_calibrate(calibrate, statistics)
-            calibrate = (list(batches), loss)  # an iterator would serve only one solve
+        if statistics_from is not None:
+            from jno_lora_zoo import check_statistics_from  # here, because jNO imports this module
+
+            batches, loss = check_statistics_from(statistics_from, statistics)
+            statistics_from = (list(batches), loss)  # an iterator would serve only one solve
         call = Spec(target=target, rank=rank, alpha=alpha, wrapper=wrapper, options=options)
         checked = _checked_specs(specs, call)
         original(self, specs=checked, wrapper=checked[0]["wrapper"])
         for config, spec in zip(self._lora_config, checked, strict=True):
             options = spec["options"] and dict(spec["options"])
-            dropped = {"options": options, "statistics": statistics, "calibrate": calibrate}
+            dropped = {"options": options, "statistics": statistics}
+            dropped["statistics_from"] = statistics_from
             config.update((key, value) for key, value in dropped.items() if value is not None)
         return self
 

@@ -5,8 +5,7 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-from jno.lora import JnoLoraError, SelectionError
-from jno.lora.types import AdapterSet
+from jno.lora import AdapterSet, JnoLoraError, SelectionError
 
 from ._functions import adapters_merged_into
 from ._installs import describe_jno

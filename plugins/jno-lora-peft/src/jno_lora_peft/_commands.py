@@ -1,80 +1,50 @@
-"""The commands `jno-lora convert` and `jno-lora extract`."""
+"""The command `jno-lora inspect-peft`."""
 
-from pathlib import Path
+import json
 from typing import Any
 
 import click
 
-from jno.lora.extending import table
-from jno.lora.parts import print_table
-
-_PATH = click.Path(path_type=Path)
-_FRACTION = click.FloatRange(0, 1, min_open=True)
-_TO = click.Choice(["peft", "merged", "safetensors", "orbax"])
+from jno.lora import Table
+from jno.lora.extending import print_table, show_path, table
 
 
-@click.command()
-@click.argument("source", type=_PATH)
-@click.argument("out", type=_PATH)
-@click.option("--to", type=_TO, required=True, help="What to write.")
-@click.option("--base", type=_PATH, help="The weights to merge into, if SOURCE has none.")
-@click.option("--alpha", type=float, help="The alpha of LoRA, if it is not in the arrays.")
-@click.option("--rename", multiple=True, metavar="REGEX=NAME", help="New names of layers.")
-@click.option("--prefix", default="", help="Read only names that start so, such as unet.")
-@click.option("--stack-axis", type=click.IntRange(0, 1), help="The axis of scanned layers.")
-@click.option("--transposed", help="A regex for layers with a weight (in, out), as in GPT-2.")
-@click.option("--tied/--untied", default=None, help="Whether a head reads an embedding's table.")
-@click.option("--verify", is_flag=True, help="Read the result, and compare all updates.")
-def convert(source: Path, out: Path, rename: tuple[str, ...], **options: Any) -> None:
-    """Convert LoRA of another project in SOURCE, or merge it into its base, and write OUT.
+@click.command(name="inspect-peft")
+@click.argument("place", metavar="DIRECTORY | REPOSITORY")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, with stable keys.")
+@click.option("--values", is_flag=True, help="Read the arrays as well, and count NaN and infinity.")
+@click.option("--revision", help="A branch, a tag or a commit of a repository of the Hub.")
+def inspect_peft(place: str, as_json: bool, values: bool, revision: str | None) -> None:
+    """Show the contents of an adapter of PEFT. No code of the adapter runs.
 
-    SOURCE is a file or a folder of openpi, gemma, Keras, EasyDeL, Levanter, Qwix, Tunix, MaxText,
-    diffusers, kohya or PEFT; its names tell which. No array is dropped: if an array of an adapter
-    cannot be converted, an error names it. After a kill, the same command resumes.
+    A REPOSITORY of the Hugging Face Hub, such as org/name, is looked for if no directory has this
+    name.
     """
-    from .states.converting import convert_lora
+    from .inspecting import inspect_peft
 
-    if wrong := [text for text in rename if "=" not in text]:
-        raise click.BadParameter(f"{wrong[0]!r} has no '='", param_hint="--rename")
-    names = dict(text.rsplit("=", 1) for text in rename)
-    done = convert_lora(source, out, rename=names, **options)
-    rows = [(name, f"{rank}", f"{scale:g}") for name, (rank, scale) in done.modules.items()]
-    columns: Any = [("module", "left"), ("rank", "right"), ("scale", "right")]
-    print_table(table(f"{len(rows)} modules of {', '.join(done.sources)}", columns, rows))
-    if done.left:
-        click.echo(f"{len(done.left)} arrays are not of the adapter, and were not written:")
-        click.echo("\n".join([*done.left[:10], "..."][: len(done.left)]))
-        if options["to"] != "merged":
-            click.echo("If some were trained, --to merged without --base keeps them.")
-    if done.difference is not None:
-        thing = "a merged weight" if options["to"] == "merged" else "an update"
-        click.echo(f"Largest difference of {thing}: {done.difference:g}")
-    click.echo(f"Written: {out}")
+    facts = inspect_peft(place, revision=revision, values=values)
+    if as_json:
+        click.echo(json.dumps(facts, indent=2))
+    else:
+        print_table(_as_table(facts))
 
 
-@click.command()
-@click.argument("base", type=click.Path(exists=True))
-@click.argument("tuned", type=click.Path(exists=True))
-@click.argument("out", type=click.Path(file_okay=False))
-@click.option("--rank", type=click.IntRange(1), help="The rank of every layer.")
-@click.option("--energy", type=_FRACTION, help="Or the fraction of squared change, such as 0.95.")
-@click.option(
-    "--leftovers",
-    type=click.Choice(["raise", "keep", "drop"]),
-    default="raise",
-    show_default=True,
-    help="Changed biases, norms and bare arrays: fail, write them whole, or leave them out.",
-)
-@click.option("--embeddings", help="A regex for embeddings, instead of the usual names.")
-@click.option("--transposed", help="A regex for layers with a weight (in, out), as in GPT-2.")
-@click.option("--tied/--untied", default=None, help="Whether the head reads the embedding's table.")
-def extract(base: str, tuned: str, out: str, **options: Any) -> None:
-    """Make a LoRA of a full fine-tune: the nearest one to the difference of two models.
-
-    BASE and TUNED are safetensors files, or folders of them, with all weights of the two models.
-    OUT must not exist, and becomes a folder that PEFT reads. Prints what each layer loses.
-    """
-    from .extracting import extract_peft
-
-    given = {name: value for name, value in options.items() if value is not None}
-    print_table(extract_peft(base, tuned, out, **given))
+def _as_table(facts: dict[str, Any]) -> Table:
+    rows = [
+        (
+            show_path(module["module"]),
+            "; ".join(f"{name} {x['dtype']} {x['shape']}" for name, x in module["arrays"].items()),
+            f"{module['numbers']:,}",
+            f"{module['bytes']:,}",
+        )
+        for module in facts["modules"]
+    ]
+    columns = [("module", "left"), ("arrays", "left"), ("numbers", "right"), ("bytes", "right")]
+    names = ("directory", "revision", "arrays", "numbers", "bytes", "shared", "refused")
+    lines = [f"{name}: {facts[name]}" for name in names if facts[name]]
+    lines += (f"setting: {name} = {json.dumps(x)}" for name, x in facts["settings"].items())
+    for server, reasons in facts["servers"].items():
+        lines += [f"not for {server}: {reason}" for reason in reasons]
+    lines += (f"NaN or inf: {line}" for line in facts.get("non_finite", ()))
+    title = f"PEFT {facts['peft_type']}, {len(facts['modules'])} modules"
+    return table(title, columns, rows, "\n".join(lines))

@@ -18,9 +18,9 @@ from jaxtyping import PyTree
 from jno.lora import LoRAWrapper
 from jno.lora.extending import modules_by_path, path_str, sharded_like, show_array, show_path
 
-from ._errors import MisfitError, Problems
-from ._names import show_index
+from .errors import MisfitError, Problems
 from .layouts import TRANSPOSED, Shape, is_transposed
+from .names import show_index
 
 M = TypeVar("M")
 

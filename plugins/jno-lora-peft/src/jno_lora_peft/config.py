@@ -8,7 +8,7 @@ from typing import Any
 from jno.lora import PeftFormatError
 from jno.lora.extending import bullets, warn
 
-from ._names import EMBEDDING, HEAD, is_embedding, may_be_tied
+from .names import EMBEDDING, HEAD, is_embedding, may_be_tied
 from .types import TYPES
 from .types.lora import refused_start
 from .types.type import Setting, Type
@@ -177,4 +177,7 @@ def _refused_settings(settings: Mapping[str, Any]) -> list[str]:
     for name in (setting.name for setting in (kind.rank, kind.alpha) if setting is not None):
         if not isinstance(settings.get(name), int | float | None):
             lines.append(f"{name} is {settings[name]!r}, not a number")
+    p = settings.get("lora_dropout") or 0
+    if not (isinstance(p, int | float) and 0 <= p < 1):
+        lines.append(f"lora_dropout is {p!r}, not a probability from 0 to below 1")
     return lines + refused_start(settings.get("init_lora_weights"))

@@ -15,11 +15,11 @@ from jno.lora import SelectionError
 from jno.lora.extending import show_path
 from jno_lora_zoo import plain_layer
 
-from ._errors import MisfitError, Problems
-from ._names import compiled, show_index
 from .config import Config
+from .errors import MisfitError, Problems
 from .files import Tensors
 from .layouts import Shape, layout_of
+from .names import compiled, show_index
 from .types.type import Written
 
 Pair = Mapping[str, np.ndarray]

@@ -13,11 +13,10 @@ from typing import Any
 import numpy as np
 
 from jno.lora import PeftFormatError
-from jno.lora.extending import read_file, read_json
-from jno.lora.parts import errors_of, written_beside
+from jno.lora.extending import errors_of, read_file, read_json, written_beside
 
-from ._errors import format_errors
-from ._names import PREFIX
+from .errors import format_errors
+from .names import PREFIX
 
 Directory = str | os.PathLike[str]
 

@@ -16,7 +16,7 @@ from typing import Any
 from jno.lora import PeftFormatError, SelectionError
 from jno.lora.extending import imported_for, read_json
 
-from ._errors import format_errors
+from .errors import format_errors
 from .files import CONFIG, PICKLE, TENSORS, Directory
 
 # An owner and a name. A string that begins with a dot, a slash or a drive letter is a path.
@@ -90,6 +90,6 @@ def tell_commit(repository: Directory, commit: str, revision: str | None) -> Non
     from huggingface_hub.utils import are_progress_bars_disabled
 
     line = f"{repository} is read at revision={commit!r}"
-    logging.getLogger("jno.lora.peft").info(line)
+    logging.getLogger("jno_lora_peft").info(line)
     if revision != commit and not are_progress_bars_disabled():
         print(line, file=sys.stderr)

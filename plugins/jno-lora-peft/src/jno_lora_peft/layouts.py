@@ -10,7 +10,7 @@ import numpy as np
 from jno.lora import ConvLike, LinearLike
 from jno_lora_zoo import plain_layer
 
-from ._errors import MisfitError
+from .errors import MisfitError
 
 Shape = tuple[int, ...]
 

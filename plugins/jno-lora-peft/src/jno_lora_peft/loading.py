@@ -7,31 +7,41 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jno.lora import AdapterSet, LoRAWrapper, PeftFormatError, PluginError, Registry, SelectionError
+from jno.lora import (
+    AdapterSet,
+    LayerForm,
+    LooseAdapter,
+    LoRAWrapper,
+    PeftFormatError,
+    PluginError,
+    Registry,
+    SelectionError,
+)
 from jno.lora.extending import (
     bullets,
     default_registry,
     expect_model,
+    map_adapters,
     modules_by_path,
     norms_around,
     put_around,
     show_path,
     warn,
 )
-from jno.lora.types import LayerForm, LooseAdapter
 from jno_lora_zoo import plain_layer
 
-from ._errors import MisfitError, Problems
-from ._names import Rename, show_index
 from .arrays import NewArrays, Place, Source
 from .config import Config
+from .errors import MisfitError, Problems
 from .files import Directory, by_module, not_finite, read
 from .hub import locate, tell_commit
 from .layouts import NO_LAYER, Layout, Shape, layout_of
+from .names import Rename, show_index
 from .placement import Placement
 from .ties import INNER, SHARED, Ties, Untied, is_table, with_untied
 from .types.type import METHODS, ROUTED, Converted, Module, floating
@@ -88,8 +98,11 @@ def load_peft(
     - `registry`: where to look up adapter classes instead of the installed plugins. Plugins other
         than the zoo are loaded only for layers that the zoo does not adapt.
 
-    **Returns:** the model with the adapters around its layers. Existing adapters stay. Tensors with
-    NaN or infinity are loaded with a `JnoLoraWarning`.
+    **Returns:** the model with the adapters around its layers. Existing adapters stay. As in PEFT,
+    the model is ready for inference: LoRA has the file's dropout, switched off. To train the
+    adapters further, call `Net(model).train_adapters()`, and for the dropout
+    `eqx.nn.inference_mode(model, value=False)`. Dropout that an adapter lacks (DoRA), and tensors
+    with NaN or infinity, cause a `JnoLoraWarning`.
 
     **Raises:** `PeftFormatError` for files that are damaged, have no exact equivalent here, or do
     not fit the model (everything at once), or a repository that cannot be read; `SelectionError`
@@ -117,7 +130,36 @@ def load_peft(
     placement.problems.refuse(title, "Nothing was loaded.")
     if lines := not_finite(tensors):
         warn(f"Tensors of {os.fspath(directory)!r} hold NaN or infinity:\n{bullets(lines)}")
-    return put_around(model, adapters)
+    return _with_dropout(put_around(model, adapters), adapters, config)
+
+
+def _with_dropout(model: M, adapters: AdapterSet, config: Config) -> M:
+    """`model` with the file's dropout, switched off, in its adapters. PEFT skips embeddings."""
+    dropouts = {name: p for name, p in config.settings.items() if name.endswith("dropout") and p}
+    if not dropouts:
+        return model
+    p = dropouts.get("lora_dropout") if config.type.name == "LORA" else None
+    lacking: dict[str, None] = {}
+
+    def add(path: str, adapter: LoRAWrapper) -> LoRAWrapper:
+        layout = layout_of(adapter.base) if path in adapters.adapters else None
+        if layout is None or layout.kind == "embedding":
+            return adapter
+        if p is None or "dropout" not in vars(adapter):
+            lacking[type(adapter).__name__] = None
+            return adapter
+        dropout = eqx.nn.Dropout(p, inference=True)
+        return eqx.tree_at(lambda x: x.dropout, adapter, dropout, is_leaf=lambda x: x is None)
+
+    model = map_adapters(add, model)
+    if lacking:
+        settings = ", ".join(f"{name}={value}" for name, value in dropouts.items())
+        warn(
+            f"adapter_config.json sets {settings}, which acts only in training. "
+            f"{', '.join(lacking)} has no dropout, so the adapters would train without it, and "
+            "save_peft writes none. An `eqx.nn.Dropout` before the layers comes closest."
+        )
+    return model
 
 
 def _with_arrays(model: M, placement: Placement) -> tuple[M, dict[str, Place]]:

@@ -14,12 +14,12 @@ from jaxtyping import PyTree
 from jno.lora import PeftFormatError
 from jno.lora.extending import bullets, modules_by_path, nearest, show_path
 
-from ._errors import MisfitError, Problems
-from ._names import HEAD, Rename, dotted_path, is_embedding
 from .arrays import Place
 from .config import Config
+from .errors import MisfitError, Problems
 from .experts import Size, sizes_of, split_experts
 from .files import Tensors
+from .names import HEAD, Rename, dotted_path, is_embedding
 from .ties import Ties
 
 # One layer of a stack: `layers/q_proj[3]`, or `[1,3]` of a stack along two axes.

@@ -12,8 +12,7 @@ jno_lora_api = 1
 
 @hookimpl
 def jno_lora_commands(group: "click.Group") -> None:
-    """Add `jno-lora convert` and `jno-lora extract`."""
-    from ._commands import convert, extract
+    """Add `jno-lora inspect-peft`."""
+    from ._commands import inspect_peft
 
-    group.add_command(convert)
-    group.add_command(extract)
+    group.add_command(inspect_peft)

@@ -9,11 +9,11 @@ from typing import Any
 from jaxtyping import PyTree
 
 from jno.lora import Net, PeftFormatError
-from jno.lora.extending import bullets, expect_model, modules_by_path, show_path
+from jno.lora.extending import bullets, expect_model, modules_by_path, show_path, warn
 
-from ._errors import MisfitError
-from ._names import EMBEDDING, HEAD, Rename, is_embedding, may_be_tied, module_name
+from .errors import MisfitError
 from .files import Directory, write
+from .names import EMBEDDING, HEAD, Rename, is_embedding, may_be_tied, module_name
 from .ties import Ties
 from .trained_arrays import TrainedArrays
 from .types import TYPE_OF
@@ -151,6 +151,7 @@ def _settings_of(
         settings["bias"] = kind.bias if adapters.has_bias else "none"
     if kind.name == "LORA":
         settings["use_rslora"] = variant == "rslora"
+        settings["lora_dropout"] = _dropout_of(adapters.modules, has_experts=bool(experts))
         settings["ensure_weight_tying"] = adapters.ties_adapter or bool(arrays.head)
     if settings.get("alora_invocation_tokens"):
         settings["task_type"] = "CAUSAL_LM"
@@ -194,7 +195,7 @@ def _settings_of_modules(adapters: WrittenAdapters, variant: str) -> dict[str, A
         if kind.name == "LORA":
             alpha = alpha_for(variant, rank, written.adapter.scale, alpha)
         ranks[module] = rank
-        alphas[module] = int(alpha) if alpha.is_integer() else alpha
+        alphas[module] = int(alpha) if alpha is not None and alpha.is_integer() else alpha
     if adapters.ties_adapter:  # the head uses the scale of its embedding
         embedding = next(module for module in modules if is_embedding(module))
         ranks[HEAD], alphas[HEAD] = ranks[embedding], alphas[embedding]
@@ -207,6 +208,20 @@ def _settings_of_modules(adapters: WrittenAdapters, variant: str) -> dict[str, A
             if settings.setdefault(name, value) != value:
                 raise _differ(name, modules, {m: w.settings[name] for m, w in modules.items()})
     return settings
+
+
+def _dropout_of(modules: Modules, *, has_experts: bool) -> float:
+    """PEFT's one dropout of an adapter. It skips embeddings."""
+    layers = [x.adapter for x in modules.values() if x.adapter.layout.kind != "embedding"]
+    dropouts = {adapter.dropout for adapter in layers}
+    dropout = 0.0 if has_experts else max(dropouts, default=0.0)
+    if dropouts - {dropout}:
+        shown = ", ".join(f"{p:g}" for p in sorted(dropouts))
+        warn(
+            "PEFT has one `lora_dropout` for all layers, and none beside arrays of experts. These "
+            f"layers have {shown}, and {dropout:g} was written. It matters only in training."
+        )
+    return dropout
 
 
 def with_pattern(

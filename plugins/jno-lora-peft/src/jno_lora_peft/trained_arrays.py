@@ -11,10 +11,10 @@ from jaxtyping import PyTree
 from jno.lora import LoRAWrapper, SelectionError
 from jno.lora.extending import modules_by_path, path_str, show_path
 
-from ._errors import MisfitError, Problems
-from ._names import HEAD, PREFIX, Rename, compiled, is_embedding, module_name, peft_name, show_index
 from .arrays import is_loaded, source_of
+from .errors import MisfitError, Problems
 from .layouts import TRANSPOSED, is_transposed, stack_of
+from .names import HEAD, PREFIX, Rename, compiled, is_embedding, module_name, peft_name, show_index
 from .ties import Ties, Untied, is_array, is_table
 from .written import read_array, read_arrays
 

@@ -20,11 +20,11 @@ from jno.lora.extending import adapted_layers, path_str, show_path, values_of
 from jno_lora_combine import AdapterSum, combine
 from jno_lora_zoo import Method, known_factors, plain_layer
 
-from ._errors import NO_PRODUCT, MisfitError, Problems, format_errors
-from ._names import HEAD, PREFIX, Rename, is_embedding, peft_name, show_index
 from .arrays import is_loaded
+from .errors import NO_PRODUCT, MisfitError, Problems, format_errors
 from .experts import ExpertArrays, join_experts
 from .layouts import NO_LAYER, Shape, layout_of
+from .names import HEAD, PREFIX, Rename, is_embedding, peft_name, show_index
 from .ties import SHARED, Ties
 from .types import TYPE_OF
 from .types.type import METHODS, ROUTED, Adapter, Written, widened
@@ -165,17 +165,20 @@ def _write_layers(wrapper: LoRAWrapper, path: str, form: _Form, shared: Arrays) 
     assert layout is not None
     bias = getattr(base, "bias", None)
     has_bias = bias is not None and bool(read_array(bias, f"the bias at {path!r}").any())
+    dropout = vars(wrapper).get("dropout")
+    p = 0.0 if dropout is None else float(dropout.p)
     layers: list[Written] = []
     layout.check_kind(kind.layers)
     for index in np.ndindex(*base.weight.shape[: type(wrapper).stack_ndim(wrapper.base)]):
         state = {name: np.asarray(array[index]) for name, array in arrays.items()}
         # If a method has a scale, the scale is linear in alpha.
-        alpha = wrapper.alpha * float(state.pop("multiplier", 1.0))
-        if alpha != wrapper.alpha and kind.alpha is None:
+        multiplier = float(state.pop("multiplier", 1.0))
+        if multiplier != 1 and kind.alpha is None:
             raise MisfitError("its update has a multiplier, and PEFT's type has no scale for it")
+        alpha = None if wrapper.alpha is None else wrapper.alpha * multiplier
         layer = f"{path}[{show_index(index)}]" if index else path
         adapter = Adapter(
-            layer, index, variant, state, rank, alpha, layout, has_bias, scale, shared
+            layer, index, variant, state, rank, alpha, layout, has_bias, scale, shared, p
         )
         layers.append(kind.write(adapter))
     return layers

@@ -12,8 +12,7 @@ from jax.core import Tracer
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Integer
 
-from jno.lora.coded import CodedArray, row_products
-from jno.lora.extending import over_stack
+from jno.lora.extending import CodedArray, over_stack, row_products
 
 from ._linear import Applied, linear
 from ._schemes import Scheme

@@ -8,10 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
-from jno.lora import LoRAWrapper, SelectionError
-from jno.lora.coded import is_coded
-from jno.lora.extending import Printed, expect_model, layers_at, show_path, table
-from jno.lora.types import Table
+from jno.lora import LoRAWrapper, SelectionError, Table
+from jno.lora.extending import Printed, expect_model, is_coded, layers_at, show_path, table
 
 from ._plan import quantizable_layers
 

@@ -15,17 +15,17 @@ import numpy as np
 from jaxtyping import PyTree
 
 from jno.lora import CheckpointError, SelectionError
-from jno.lora.coded import is_coded
 from jno.lora.extending import (
     adapted_layers,
     bullets,
     expect_model,
+    is_coded,
     path_str,
     read_file,
     show_array,
     values_of,
+    write_file,
 )
-from jno.lora.parts import write_file
 
 from ._array import QuantizedArray, placed_like
 from ._layers import all_plain, decoding

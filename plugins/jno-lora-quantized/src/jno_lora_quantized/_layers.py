@@ -13,7 +13,7 @@ import equinox as eqx
 import jax
 from jaxtyping import Array
 
-from jno.lora.coded import is_coded, with_arrays
+from jno.lora.extending import is_coded, with_arrays
 from jno_lora_zoo import KernelLayer
 
 from ._plan import weight_kind

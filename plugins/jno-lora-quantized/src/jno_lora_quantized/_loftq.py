@@ -9,11 +9,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jno.lora import MatrixAdapter, SelectionError
-from jno.lora.coded import is_coded
 from jno.lora.extending import (
     adapted_layers,
     bullets,
     expect_model,
+    is_coded,
     map_adapters,
     over_stack,
     path_str,

@@ -11,10 +11,8 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 from jaxtyping import PyTree
 
-from jno.lora import LoRAWrapper, SelectionError
-from jno.lora.coded import is_coded
-from jno.lora.extending import Printed, expect_model, path_str, show_path, table
-from jno.lora.types import Table
+from jno.lora import LoRAWrapper, SelectionError, Table
+from jno.lora.extending import Printed, expect_model, is_coded, path_str, show_path, table
 from jno_lora_zoo import LAYER_KINDS
 
 from ._array import QuantizedArray

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from jno.lora import LoRAWrapper, hookimpl
 
 jno_lora_api = 1
+jno_lora_cases = "jno_lora_routed._cases:CASES"  # the other adapters need no options
 
 
 @hookimpl

@@ -20,7 +20,7 @@ import numpy as np
 
 from jno.lora import WrapperError, extract_adapters, swap_adapters
 from jno.lora.extending import bullets, path_str
-from jno.lora.testing import ConformanceError
+from jno_lora_testing import ConformanceError
 
 from ._routed import parts_of
 from .adapters import MoELoRA

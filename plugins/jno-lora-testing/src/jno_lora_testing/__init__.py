@@ -3,7 +3,7 @@
 ```python
 import equinox as eqx
 import jax
-from jno.lora.testing import WrapperCase, parametrize_with_checks
+from jno_lora_testing import WrapperCase, parametrize_with_checks
 
 case = WrapperCase(
     MyAdapter,

@@ -14,9 +14,7 @@ from jax.core import Tracer
 from jaxtyping import PRNGKeyArray, PyTree
 
 from jno.lora import LoRAWrapper, MatrixAdapter, lora_trainable_filter
-from jno.lora.coded import is_coded
-from jno.lora.extending import run
-from jno.lora.parts import construct, statistics_of, with_shared_arrays
+from jno.lora.extending import construct, is_coded, run, statistics_of, with_shared_arrays
 
 from ._symmetries import Symmetry
 

@@ -12,13 +12,20 @@ from typing import Any
 import importlib_metadata
 from packaging.utils import canonicalize_name
 
-from jno.lora import LoRAWrapper, SelectionError, WrapperError, __version__
-from jno.lora.extending import table
-from jno.lora.parts import why_unusable
-from jno.lora.types import PluginError, PluginRecord, Table
+from jno.lora import (
+    LoRAWrapper,
+    PluginError,
+    PluginRecord,
+    SelectionError,
+    Table,
+    WrapperError,
+    __version__,
+)
+from jno.lora.extending import table, why_unusable
 
 from ._case import WrapperCase
-from ._run import CheckResult, run_checks
+from ._causes import CAUSES
+from ._run import CheckResult, causes_of, run_checks
 from ._standard_cases import standard_cases, standard_layers
 from ._tiers import TIERS, sentence, tier_of, why_below
 
@@ -55,7 +62,7 @@ def cases_in(what: str, value: Any) -> list[WrapperCase]:
     if not (is_listed and cases):
         raise PluginError(
             f"{what!r} gives {result!r}. It must be a subclass of jno.lora.LoRAWrapper, a list of "
-            "jno.lora.testing.WrapperCase, or a function without arguments that returns such a "
+            "jno_lora_testing.WrapperCase, or a function without arguments that returns such a "
             "list."
         )
     names = collections.Counter(map(str, cases))
@@ -84,7 +91,7 @@ def cases_of(
             "give MODULE:CLASS."
         )
     for record in plugins:
-        if not record.usable:
+        if record.status != "loaded":
             raise PluginError(f"The plugin {why_unusable(record)}") from record.error
     named = [getattr(record.plugin, "jno_lora_cases", None) for record in plugins]
     cases = [
@@ -122,7 +129,7 @@ def common_cases(
     sentence = (
         "Not checked, because they claim no "
         f"{' or '.join(layers) or 'layer that this command knows'}: {', '.join(unchecked)}. "
-        "For another layer, write cases with `jno.lora.testing.WrapperCase`, and give their list: "
+        "For another layer, write cases with `jno_lora_testing.WrapperCase`, and give their list: "
         'MODULE:CASES. See docs/extending.md, "Keep the promises".'
     )
     if len(unchecked) == len(wrappers):
@@ -140,8 +147,13 @@ def overstated(distribution: str, tier: str | None) -> str:
     return f"The keyword {named[0]} of the distribution says more than this run.\n" if named else ""
 
 
-def run(cases: list[WrapperCase], only: tuple[str, ...], rank: int | None) -> list[CheckResult]:
+def run(
+    cases: list[WrapperCase], only: tuple[str, ...], rank: int | None, *, fast: bool = False
+) -> list[CheckResult]:
     """Run all checks of the cases, or those that match `only`, at their rank or at `rank`.
+
+    - `fast`: whether to run only the checks on which others depend, unless `only` is given, and
+        only on the first case, until one fails.
 
     **Raises:** `SelectionError` if no case runs a check that matches `only`.
     """
@@ -150,7 +162,9 @@ def run(cases: list[WrapperCase], only: tuple[str, ...], rank: int | None) -> li
             case if case.rank == rank else dataclasses.replace(case, rank=rank, parameters=None)
             for case in cases
         ]
-    results = [result for case in cases for result in run_checks(case, only)]
+    only = only or (CAUSES if fast else ("*",))
+    chosen = cases[:1] if fast else cases
+    results = [r for case in chosen for r in run_checks(case, only, until_failure=fast)]
     if not results:
         raise SelectionError(
             f"No check ran: the `checks` of {', '.join(map(str, cases))} match none of "
@@ -170,11 +184,16 @@ def as_table(results: list[CheckResult], unchecked: str) -> Table:
     counts = collections.Counter(map(_outcome, results))
     tried = len(results) - counts["not applicable"]
     title = f"{counts['failed']} of {tried} checks {'fails' if counts['failed'] == 1 else 'fail'}"
+    following = {(result.case, result.check) for result in causes_of(results)}
     rows: list[tuple[str, ...]] = []
     for case, names in checks.items():
         passed = f"{len(names['passed'])}/{sum(len(names[outcome]) for outcome in _OUTCOMES[:3])}"
-        by_name = (", ".join(names[outcome]) or "-" for outcome in ("failed", "advice"))
-        rows.append((case, passed, *by_name, str(len(names["not applicable"]))))
+        by_name: list[str] = []
+        for outcome in ("failed", "advice"):
+            causes = [name for name in names[outcome] if (case, name) not in following]
+            more = len(names[outcome]) - len(causes)
+            by_name.append(", ".join([*causes, *([f"{more} that may follow"] if more else [])]))
+        rows.append((case, passed, *(n or "-" for n in by_name), str(len(names["not applicable"]))))
     if counts["advice"]:
         title += f", {counts['advice']} advise"
     columns = [("case", "left"), ("passed", "right"), *((name, "left") for name in _OUTCOMES[1:])]
@@ -188,6 +207,7 @@ def as_table(results: list[CheckResult], unchecked: str) -> Table:
 def as_json(results: list[CheckResult], unchecked: str) -> str:
     """The results as JSON. Its keys are stable: later versions only add keys."""
     by_name = {name: tier for tier, names in TIERS.items() for name in names}
+    causes = causes_of(results)
     listed = [
         {
             "case": result.case,
@@ -196,6 +216,7 @@ def as_json(results: list[CheckResult], unchecked: str) -> str:
             "level": result.level,
             "outcome": _outcome(result),
             "message": str(result.error or result.not_applicable or ""),
+            "cause": causes.get(result),
         }
         for result in results
     ]

@@ -10,14 +10,12 @@ import jax.tree_util as jtu
 import numpy as np
 
 from jno.lora import MatrixAdapter
-from jno.lora.coded import with_arrays
-from jno.lora.extending import path_str
-from jno.lora.parts import takes
+from jno.lora.extending import path_str, takes, with_arrays
 
 from ._case import WrapperCase, split
 from ._comparisons import arrays_of, require, require_close
 from ._conformance import advice, answer_of, required, skip_unless
-from ._programs import output, shard
+from ._programs import output, shard, stacked
 
 _TOLERANCE = 4e-5
 
@@ -90,6 +88,15 @@ def check_answers(case: WrapperCase) -> None:
         type(ndim) is int and ndim == 0,
         f"`stack_ndim` of a single layer is {ndim!r}, not 0.",
         "count the axes before one layer's own axes.",
+    )
+    stack = stacked([base, base])
+    ndim = wrapper.stack_ndim(stack) if wrapper.applies_to(stack) else 1
+    require(
+        ndim == 1,
+        f"`applies_to` claims a stack of two layers, whose `stack_ndim` is {ndim!r}, not 1: one "
+        "adapter would be shared by both layers.",
+        "define `stack_ndim(leaf)`: how many axes come before one layer's own axes. Or let "
+        "`applies_to` return `False` for stacks.",
     )
     _check_stateful(base, adapter)
     alpha = adapter.alpha

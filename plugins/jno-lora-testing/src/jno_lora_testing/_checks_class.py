@@ -19,8 +19,7 @@ from jno.lora import (
     lora_trainable_filter,
     save_adapters,
 )
-from jno.lora.extending import bullets, path_str
-from jno.lora.parts import contract_problems, statistics_of
+from jno.lora.extending import bullets, contract_problems, path_str, statistics_of
 
 from ._case import WrapperCase, skeleton, split
 from ._comparisons import arrays_of, is_key, relative_error, require, same_bits

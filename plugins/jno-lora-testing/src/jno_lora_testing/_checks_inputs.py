@@ -9,9 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jno.lora.coded import with_arrays
-from jno.lora.extending import run
-from jno.lora.parts import takes
+from jno.lora.extending import run, takes, with_arrays
 
 from ._case import NOT_MERGEABLE, WrapperCase, cast, perturbed
 from ._checks_values import NO_HALF, halves_of, require_law
@@ -74,7 +72,10 @@ def _is_index(leaf: Any) -> bool:
 
 @required("scale by `alpha` alone where the paper does; refuse `alpha = 0` only if it divides.")
 def check_alpha(case: WrapperCase) -> None:
-    """With alpha 0 and a fractional alpha, the adapter starts, merges and follows its law."""
+    """With alpha 0 and a fractional alpha, the adapter starts, merges and follows its law.
+
+    Its output depends on alpha, unless the constructor does not take one.
+    """
     skip_unless("alpha" in takes(case.wrapper), "the adapter takes no alpha")
     base = case.make_base()
     for alpha in (0.0, 0.75):
@@ -96,6 +97,12 @@ def check_alpha(case: WrapperCase) -> None:
             require_close(output(case, plain), output(case, trained), _TOLERANCE, problem)
             if case.law is not None:
                 require_law(case, trained, plain, f"With alpha {alpha}, ")
+        error = relative_error(output(case, trained), output(case, case.make_trained()))
+        require(
+            error > _TOLERANCE or alpha == case.alpha,
+            f"The output is the same with alpha {alpha} and with alpha {case.alpha}.",
+            "scale by `alpha`; or, if the method has no scale, let `__init__` not take `alpha`.",
+        )
 
 
 @required("cast to float32 before small numbers are added or multiplied, and cast the result back.")

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jno.lora import MatrixAdapter
-from jno.lora.coded import with_arrays
+from jno.lora.extending import with_arrays
 
 from ._case import NOT_MERGEABLE, WrapperCase
 from ._comparisons import relative_error, require, require_close

@@ -18,10 +18,16 @@ from jno.lora import (
     merge_lora,
     resolve,
 )
-from jno.lora.coded import with_arrays
-from jno.lora.extending import path_str
-from jno.lora.parts import shared_arrays, statistic_keys, statistics_of, with_shared_arrays
-from jno_lora_train import calibrate, penalty
+from jno.lora.extending import (
+    path_str,
+    shared_arrays,
+    statistic_keys,
+    statistics_of,
+    with_arrays,
+    with_shared_arrays,
+)
+from jno_lora_train import penalty
+from jno_lora_zoo import collect_statistics
 
 from ._case import WrapperCase, constructed, perturbed, random_statistics
 from ._comparisons import arrays_of, relative_error, require, require_close
@@ -54,7 +60,7 @@ def check_poor_statistics(case: WrapperCase) -> None:
 
 @required("define `inputs_of` and `outputs_of` for this kind of layer, in the order of `matrix`.")
 def check_calibration(case: WrapperCase) -> None:
-    """`calibrate` collects the adapter's statistics from single calls, and from `vmap`."""
+    """`collect_statistics` collects the adapter's statistics from single calls, and from `vmap`."""
     skip_unless(statistics_of(case.wrapper), _NEEDS_NOTHING)
     for statistic in statistics_of(case.wrapper):
         _check_statistic(statistic)
@@ -68,7 +74,7 @@ def check_calibration(case: WrapperCase) -> None:
     together = jax.tree.map(lambda *x: jnp.stack(x), *several)
     registry, base = Registry(discover=False), case.make_base()
     single, mapped = (
-        calibrate(base, batches, loss, wrapper=case.wrapper, registry=registry)[""]
+        collect_statistics(base, batches, loss, wrapper=case.wrapper, registry=registry)[""]
         for batches in (alone, [together])
     )
     for name, array in (random_statistics(case.wrapper, base) or {}).items():

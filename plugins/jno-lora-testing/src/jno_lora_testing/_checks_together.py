@@ -12,8 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from jno.lora import JnoLoraError, extract_adapters
-from jno.lora.coded import is_coded
-from jno.lora.parts import statistics_of
+from jno.lora.extending import is_coded, statistics_of
 
 from ._case import WrapperCase, perturbed
 from ._comparisons import relative_error, require_close
@@ -48,7 +47,7 @@ def _refused(err: JnoLoraError) -> NotApplicableError:
     return NotApplicableError(f"{REFUSED}: {' '.join(f'{err}'.split())}")
 
 
-@required("read the weight as `jno.lora.coded.CodedArray` allows, such as `self.base.weight @ x`.")
+@required("read the weight as `CodedArray` allows, such as `self.base.weight @ x`.")
 def check_quantized_base(case: WrapperCase) -> None:
     """On a quantised layer, the adapter computes what it computes on the dequantised layer."""
     quantized, base = _imported("jno-lora-quantized"), _plain(case)

@@ -11,9 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jno.lora import WrapperError, unwrap_lora
-from jno.lora.coded import with_arrays
-from jno.lora.extending import run
-from jno.lora.parts import takes
+from jno.lora.extending import run, takes, with_arrays
 
 from ._case import NOT_MERGEABLE, WrapperCase, split
 from ._checks_symmetries import require_symmetries

@@ -56,6 +56,11 @@ def new(name: str, layer: str | None, kind: str, method: bool, output: Path) -> 
 @click.option("--only", multiple=True, metavar="CHECK", help="Run this check; *-merge* is several.")
 @click.option("--layer", "layers", multiple=True, help="Run on this layer, such as Linear.")
 @click.option("--rank", type=click.IntRange(min=1), help="The rank of the adapters. By default 2.")
+@click.option(
+    "--fast",
+    is_flag=True,
+    help="Run only the checks on which others depend, on one case, until one fails.",
+)
 @click.option("--strict", is_flag=True, help="Exit with 1 if there is advice, too.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, with stable keys.")
 @click.option(
@@ -70,6 +75,7 @@ def check(
     only: tuple[str, ...],
     layers: tuple[str, ...],
     rank: int | None,
+    fast: bool,
     strict: bool,
     as_json: bool,
     badge: Path | None,
@@ -77,7 +83,7 @@ def check(
     """Run the conformance kit on an adapter class, on cases, or on all adapters of a plugin.
 
     Every check runs on every common Equinox layer that an adapter claims. For layers of your own,
-    CASES is a list of `jno.lora.testing.WrapperCase`, or a function that returns a list. Exits
+    CASES is a list of `jno_lora_testing.WrapperCase`, or a function that returns a list. Exits
     with 1 if a required check fails: users rely on it. Advice is printed, too. The tier says what
     users may rely on: an adapter works, is solid, or is complete. --only and --layer can be given
     several times.
@@ -99,17 +105,18 @@ def check(
         raise click.BadParameter("--layer chooses common layers; cases have layers already")
     else:
         cases, unchecked = _check.cases_in(what, named), ""
-    results = _check.run(cases, only or ("*",), rank) if cases else []
+    results = _check.run(cases, only, rank, fast=fast) if cases else []
+    if fast and results:
+        unchecked = f"{len(results)} checks of 1 of {len(cases)} cases. Without --fast, all run."
     click.echo((_check.as_json if as_json else _check.as_table)(results, unchecked))
     if badge is not None and results:
         badge.parent.mkdir(parents=True, exist_ok=True)
         write_badge(badge, None if unchecked else tier_of(results))
     broken = [result for result in results if result.error and result.level == "required"]
     advice = [result for result in results if result.error and result.level == "advice"]
-    printed = (*messages(broken), *(f"Advice: {text}" for text in messages(advice)))
-    if named is None and results and not (as_json or only):
+    if named is None and results and not (as_json or only or fast):
         tier = None if unchecked else tier_of(results)
         click.echo(_check.overstated(what, tier), nl=False)
-    for message in () if as_json else printed:
+    for message in () if as_json else messages(results):
         click.echo(f"\n{message}")
     ctx.exit(1 if broken or (strict and advice) else 0)

@@ -9,9 +9,8 @@ from typing import NamedTuple
 import importlib_metadata
 from packaging.requirements import Requirement
 
-from jno.lora import JnoLoraError
-from jno.lora.parts import RESERVED_WORDS, squash
-from jno.lora.types import PluginRecord
+from jno.lora import JnoLoraError, PluginRecord
+from jno.lora.extending import RESERVED_WORDS, squash
 
 _CODE = """\
 ```python

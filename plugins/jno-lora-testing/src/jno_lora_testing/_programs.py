@@ -16,7 +16,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
 from jno.lora import merge_lora
-from jno.lora.coded import with_arrays
+from jno.lora.extending import with_arrays
 
 from ._case import WrapperCase, perturbed, split
 from ._comparisons import arrays_of, is_key, require_close

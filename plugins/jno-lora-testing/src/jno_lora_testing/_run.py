@@ -9,8 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
 from jno.lora import SelectionError
-from jno.lora.extending import warn
-from jno.lora.parts import tracked
+from jno.lora.extending import tracked, warn
 
 # The modules of checks register them in `CHECKS` in this order. The contract comes first.
 from . import _checks_class  # noqa: F401
@@ -29,6 +28,7 @@ from . import (  # noqa: F401
     _conformance,
 )
 from ._case import WrapperCase
+from ._causes import presupposed
 from ._conformance import ConformanceError
 
 # Every check by its id. Ids are stable, because `expected_failures` lists them.
@@ -77,16 +77,23 @@ def _matching(patterns: Iterable[str]) -> tuple[str, ...]:
     return tuple(name for name in CHECKS if name in matches)
 
 
-def run_checks(case: WrapperCase, only: Iterable[str] = ("*",)) -> list[CheckResult]:
+def run_checks(
+    case: WrapperCase, only: Iterable[str] = ("*",), *, until_failure: bool = False
+) -> list[CheckResult]:
     """Run the checks of `case`, continuing after failures. Shows its progress.
 
-    **Arguments:** `only`: ids of checks; `*` and `?` stand for any letters. By default all checks
-    of the case.
+    **Arguments:**
+
+    - `only`: ids of checks; `*` and `?` stand for any letters. By default all checks of the case.
+    - `until_failure`: whether to run likely causes first, and to stop at the first required check
+        that fails.
 
     **Raises:** `SelectionError` if a pattern in `only` or in `case.checks` matches no check.
     """
     checks = wrapper_checks(case)
-    chosen = tuple(name for name in _matching(only) if name in checks)
+    chosen = [name for name in _matching(only) if name in checks]
+    if until_failure:
+        chosen.sort(key=lambda name: len(presupposed(name)))
     results: list[CheckResult] = []
     with contextlib.closing(tracked(chosen, f"Checking {case}")) as names:
         for name in names:
@@ -94,32 +101,56 @@ def run_checks(case: WrapperCase, only: Iterable[str] = ("*",)) -> list[CheckRes
                 results.append(CheckResult(str(case), name, None, checks[name]()))
             except ConformanceError as err:
                 results.append(CheckResult(str(case), name, err))
+                if until_failure and name not in ADVICE:
+                    break
     return results
 
 
-# Failures of these checks often explain the failures of other checks.
-_CAUSES = ("contract", "trainable-fields", "identity-at-init", "merge-equals-call")
+def causes_of(results: Iterable[CheckResult]) -> dict[CheckResult, str]:
+    """The failures that may follow from a failure of the same case, each with the id of the cause.
+
+    A cause follows from no other failure.
+    """
+    failed = [result for result in results if result.error is not None]
+    causes: dict[CheckResult, str] = {}
+    for result in failed:
+        earlier = presupposed(result.check)
+        before = [r.check for r in failed if r.case == result.case and r.check in earlier]
+        if before:
+            causes[result] = min(before, key=lambda check: len(presupposed(check)))
+    return causes
 
 
 def messages(failed: Iterable[CheckResult]) -> list[str]:
-    """The messages of failed checks, one for each cause.
+    """The messages of failed checks, one for each cause. Advice comes last, and is called so.
 
-    Checks that stopped at the same line share a message, as do cases in which a check found the
-    same problem, apart from numbers. Likely causes of other failures come first.
+    A failure that may follow from another failure of the same case is only named in the message of
+    its cause. Checks that stopped at the same line share a message, as do cases in which a check
+    found the same problem, apart from numbers. The cause of most failures comes first.
     """
-    groups: dict[tuple[str, str], list[CheckResult]] = {}
-    for result in sorted(failed, key=lambda result: result.check not in _CAUSES):
-        if result.error is not None:
-            check = "" if result.error.place else result.check
-            cause = result.error.place or _NUMBER.sub("", result.error.problem)
-            groups.setdefault((check, cause), []).append(result)
-    return [_message(results) for results in groups.values()]
+    failed = [result for result in failed if result.error is not None]
+    causes = causes_of(failed)
+    groups: dict[Any, list[CheckResult]] = {}
+    for result in failed:
+        error: Any = result.error
+        if result not in causes:
+            check = "" if error.place else result.check
+            cause = error.place or _NUMBER.sub("", error.problem)
+            groups.setdefault((result.level, check, cause), []).append(result)
+
+    def following(group: list[CheckResult]) -> list[str]:
+        members = {(result.case, result.check) for result in group}
+        return [*dict.fromkeys(r.check for r, by in causes.items() if (r.case, by) in members)]
+
+    by_effect = [(group, following(group)) for group in groups.values()]
+    by_effect.sort(key=lambda pair: (pair[0][0].level == "advice", -len(pair[1])))
+    return [_message(*pair) for pair in by_effect]
 
 
 _NUMBER = re.compile(r"\d+(\.\d+)?(e[+-]\d+)?")
 
 
-def _message(results: list[CheckResult]) -> str:
+def _message(results: list[CheckResult], following: list[str]) -> str:
     case, *further_cases = dict.fromkeys(result.case for result in results)
     checks = dict.fromkeys(result.check for result in results)
     error: Any = results[0].error
@@ -127,7 +158,12 @@ def _message(results: list[CheckResult]) -> str:
     if len(checks) > 1:
         names = ", ".join(checks)
         text = f"[{names}] {case}: {len(checks)} checks stopped at an exception, {error.exception}"
-    return f"{text}\nThe same in {', '.join(further_cases)}." if further_cases else text
+    lines = [text if results[0].level == "required" else f"Advice: {text}"]
+    if further_cases:
+        lines.append(f"The same in {', '.join(further_cases)}.")
+    if following:
+        lines.append(f"Repair this first. These may fail because of it: {', '.join(following)}.")
+    return "\n".join(lines)
 
 
 def check_wrapper(case: WrapperCase, *, strict: bool = False) -> None:
@@ -144,7 +180,7 @@ def check_wrapper(case: WrapperCase, *, strict: bool = False) -> None:
         listed = "\n\n".join(messages(broken))
         raise ConformanceError(f"{case} fails {len(broken)} of {len(results)} checks.\n\n{listed}")
     for message in messages(failed):
-        warn(f"Advice: {message}")
+        warn(message)
 
 
 def parametrize_with_checks(

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from jno.lora import LoRAWrapper
-from jno.lora.parts import claims
+from jno.lora.extending import claims
 
 from ._case import WrapperCase, skeleton
 

@@ -5,7 +5,7 @@ import pathlib
 from collections.abc import Iterable, Mapping
 
 from ._checks_together import MISSING, REFUSED
-from ._run import CheckResult
+from ._run import CheckResult, causes_of
 
 # Every check belongs to one tier. A tier includes the tiers before it.
 TIERS: Mapping[str, tuple[str, ...]] = {
@@ -53,8 +53,9 @@ def tier_of(results: Iterable[CheckResult]) -> str | None:
 def why_below(tier: str, results: list[CheckResult]) -> str:
     """Why the results do not reach the tier, for a message. Empty if they do."""
     failed = {result.check for result in results if result.error is not None}
+    causes = {r.check for r in results if r.error is not None and r not in causes_of(results)}
     if names := [name for name in TIERS[tier] if name in failed]:
-        return f"{', '.join(names)} failed"
+        return f"{', '.join([name for name in names if name in causes] or names)} failed"
     if missing := {*TIERS[tier]} - {result.check for result in results}:
         return f"{len(missing)} of its checks did not run"
     reasons = {result.not_applicable or "" for result in results if result.check in TIERS[tier]}

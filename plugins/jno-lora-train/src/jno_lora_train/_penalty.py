@@ -4,14 +4,21 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from jno.lora import LoRAWrapper, WrapperError
-from jno.lora.extending import adapted_layers, expect_model, over_stack, show_path
-from jno.lora.parts import at_least_float32, failing, widest
+from jno.lora.extending import (
+    adapted_layers,
+    at_least_float32,
+    expect_model,
+    failing,
+    over_stack,
+    show_path,
+    widest,
+)
 
 
 def penalty(model: PyTree) -> Float[Array, ""]:
     """The sum of the penalties that adapters define, to add to a loss.
 
-        loss(model) + 0.1 * jno.lora.penalty(model)
+        loss(model) + 0.1 * jno_lora_train.penalty(model)
 
     AdaLoRA's penalty keeps its directions orthonormal. Every layer of a stack contributes. The sum
     is differentiable, and 0 if no adapter of `model` defines a `penalty`.

@@ -12,13 +12,15 @@ from jaxtyping import Array, Float, PyTree
 from jno.lora import Net, SelectionError, disabled, resolve
 from jno.lora.extending import (
     adapted_layers,
+    at_least_float32,
     bullets,
+    check_number,
     expect_model,
     path_str,
     show_array,
     show_path,
+    widest,
 )
-from jno.lora.parts import at_least_float32, check_number, widest
 
 Distance = Literal["squared", "kl"]
 
@@ -34,7 +36,7 @@ def retain(
 ) -> Float[Array, ""]:
     r"""A replay penalty: how far the adapted model has moved from its base on earlier inputs.
 
-        loss(model, batch) + jno.lora.retain(model, earlier_inputs, weight=0.1)
+        loss(model, batch) + jno_lora_train.retain(model, earlier_inputs, weight=0.1)
 
     It needs inputs from the earlier data, but no labels. The base gets no gradient. It costs a
     forward pass of the base on `inputs`, and a forward and a backward pass of the adapted model. A

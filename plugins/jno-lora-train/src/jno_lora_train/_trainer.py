@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from jno.lora import resolve
+from jno.lora import SelectionError, resolve
 
 from ._training_run import TrainingRun
 
@@ -65,8 +65,9 @@ class Trainer:
         direction of ascent, also for complex arrays, for which JAX's gradient is the conjugate, so
         it must not conjugate the gradients itself.
 
-    **Raises:** at the first step, `ValueError` if complex arrays train and `optimizer` contains
-    `jno.lora.optim.conjugate()`.
+    **Raises:** `start`, `fit` and `compile` raise `SelectionError` if nothing trains; the first
+    step raises `ValueError` if complex arrays train and `optimizer` contains
+    `jno_lora_train.optim.conjugate()`.
     """
 
     def __init__(self, loss: Callable[[Any, Any], Array], optimizer: Any):
@@ -88,7 +89,7 @@ class Trainer:
 
     def start(self, trainable: PyTree) -> TrainingRun:
         """A new run, before its first step, for the trainable part of a model."""
-        trainable = _strongly_typed(trainable)
+        trainable = _to_train(trainable)
         return TrainingRun(trainable, self.optimizer.init(trainable), step=0, best=trainable)
 
     def step(self, run: TrainingRun, frozen: PyTree, batch: PyTree) -> tuple[TrainingRun, Array]:
@@ -109,7 +110,7 @@ class Trainer:
 
     def compile(self, trainable: PyTree, frozen: PyTree, batch: PyTree) -> Cost:
         """Compile the step ahead of `fit`, and measure its cost."""
-        trainable = _strongly_typed(trainable)
+        trainable = _to_train(trainable)
         state = self.optimizer.init(trainable)
         args = jax.block_until_ready(_on_the_device((trainable, frozen, state, batch)))
         begin = time.perf_counter()
@@ -128,7 +129,7 @@ class Trainer:
         on_step: Callable[[], None] = lambda: None,
     ) -> Fit:
         """Train once on each batch, from `state` or from a fresh state of the optimiser."""
-        trainable, frozen = _strongly_typed(trainable), _on_the_device(frozen)
+        trainable, frozen = _to_train(trainable), _on_the_device(frozen)
         state = self.optimizer.init(trainable) if state is None else state
         losses, seconds = list[Array](), list[float]()
         for batch in batches:
@@ -151,7 +152,7 @@ def _ascent(gradient: PyTree, state: PyTree) -> PyTree:
     is_complex = any(map(jnp.iscomplexobj, jax.tree.leaves(gradient)))
     if is_complex and any(map(_is_conjugate, jax.tree.leaves(state, is_leaf=_is_conjugate))):
         raise ValueError(
-            "`optimizer` holds jno.lora.optim.conjugate(), but the gradients of complex arrays "
+            "`optimizer` holds conjugate(), but the gradients of complex arrays "
             "are conjugated here already, and two conjugations cancel. Leave conjugate() out."
         )
     return jax.tree.map(jnp.conj, gradient)
@@ -165,6 +166,11 @@ def _on_the_device(tree: PyTree) -> PyTree:
     return jax.tree.map(lambda x: jnp.asarray(x) if isinstance(x, np.ndarray) else x, tree)
 
 
-def _strongly_typed(trainable: PyTree) -> PyTree:
+def _to_train(trainable: PyTree) -> PyTree:
     """The arrays as a step returns them: with a weak type, the second step would compile again."""
+    if not jax.tree.leaves(trainable):
+        raise SelectionError(
+            "Nothing trains: the trainable part has no array. net.train_adapters() trains the "
+            "adapters of a net, and net.activate(name) first puts named ones into its model."
+        )
     return jax.tree.map(lambda x: jnp.asarray(x, x.dtype), trainable)

@@ -10,18 +10,28 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import Array, Bool, Int, PyTree
+from jaxtyping import Array, Bool, Float, Int, PyTree, Shaped
 
-from jno.lora import SelectionError
-from jno.lora.extending import Printed, path_str, show_path, table, warn
-from jno.lora.types import Table
+from jno.lora import SelectionError, Table
+from jno.lora.extending import Printed, compute_dtype, path_str, table, warn
+from jno_lora_conditional import Conditional
 
-from ._ensemble import Ensemble
+from ._ensemble import Ensemble, check_statistics_fromd
 from ._folds import Folds
 from ._scales import Scales, calibrated_arrays, gaussian_quantile
 
 _FEW = 8  # held-out examples: fewer do not determine two scales
 _FIFTHS = 5  # parts of unseen examples, for the scores
+# What helps if the members fit what they saw, by the kind of folds.
+_BY_EXAMPLE = (
+    "Calibrate on examples that no member has seen, if there are some. If not, take five members, "
+    "or give inputs without targets: calibrate(..., new_x=inputs)"
+)
+_BY_VALUE = (
+    "Calibrate on examples of values that no member has seen, calibrate(ensemble, x, y, None), if "
+    "there are some. If not, train on four or five values, with a member for each; `new_x` makes "
+    "intervals too wide at unseen values."
+)
 
 
 class Prediction(NamedTuple):
@@ -44,16 +54,20 @@ class Calibrated(eqx.Module):
     - `scales`: for each array of the output, in the order of its leaves.
     - `examples`: the number of held-out examples that the scales were fitted to.
     - `unseen`: the number of those that no member has seen, for conformal intervals.
+    - `nearest`: for conditionals, the value of the parameter nearest to the source at which errors
+        were measured: the source itself, if `calibrate` was given data of it.
     """
 
     ensemble: Ensemble
     scales: tuple[Scales, ...]
     examples: Int[Array, ""]
     unseen: Int[Array, ""]
+    nearest: Shaped[Array, "..."] | None
 
     def summary(self) -> "CalibrationReport":
         """The scales and the scores of each output. Prints as a table."""
-        return CalibrationReport(self.scales, int(self.examples), self.ensemble.members)
+        nearest = None if self.nearest is None else np.asarray(self.nearest)
+        return CalibrationReport(self.scales, int(self.examples), self.ensemble.members, nearest)
 
 
 def calibrate(
@@ -63,6 +77,7 @@ def calibrate(
     held_out: Folds | Bool[Any, "k n"] | None,
     *,
     new_x: PyTree | None = None,
+    source: tuple[PyTree, PyTree] | None = None,
 ) -> Calibrated:
     """Scale the spread of the members to the residuals of examples that they did not see.
 
@@ -75,26 +90,48 @@ def calibrate(
     depends on the number of members, and little on the data. With `new_x`, the size is set by the
     spread at new inputs, which no member has seen.
 
+    At the source of a conditional, all members are the pretrained model, so that their spread is
+    zero. With `source`, `b` is the width of the pretrained model's errors there, and `a` is such
+    that intervals of 90 % hold 90 % of the held-out errors. Without, `predict` gives no width
+    nearer to the source than the nearest value in `x`.
+
     **Arguments:**
 
     - `x`, `y`: inputs and targets, with an axis of examples in front. For conditionals,
-        `x = (z, inputs)`.
+        `x = (z, inputs)`, also with a `call` of your own.
     - `held_out`: the folds that the members were trained with, or bools `(members, n)`. `None` says
         that no member has seen the examples.
     - `new_x`: inputs without targets, like those to predict. The scores do not use them.
+    - `source`: for conditionals, inputs and targets at the source, like `x[1]` and `y`, which the
+        pretrained model was not trained on. Examples of `x` at the source count as well.
 
     **Raises:** `SelectionError` if shapes do not fit, for NaN, or if no example was held out. Warns
-    below eight held-out examples, if the members agree (as before training), and if they fit what
-    they saw and `new_x` is missing.
+    below eight held-out examples or examples of the source, if the members agree (as before
+    training), and if they fit what they saw and `new_x` is missing.
     """
+    z = _value_of(ensemble, x)
+    mask = held_out_mask(held_out, ensemble.members, len(jax.tree.leaves(x)[0]))
+    if source is not None:
+        x, y, mask = _with_source(ensemble, x, y, mask, source)
+        z = x[0]
+    n = mask.shape[1]
     outputs = jax.tree.map(wide, outputs_of(ensemble, x))
-    n = len(jax.tree.leaves(x)[0])
-    mask = held_out_mask(held_out, ensemble.members, n)
-    usable, unseen = jnp.any(mask, axis=0), jnp.all(mask, axis=0)
-    has_folds = jnp.sum(jnp.any(mask, axis=1)) > 1  # one fold leaves none to fit the scales to
+    expected, given = jax.tree.structure(outputs), jax.tree.structure(y)
+    if expected != given:
+        raise SelectionError(
+            f"`y` must have the structure of the outputs, {expected}, but has {given}. Give a "
+            "target for each array of the output, or another output: Ensemble(..., call=...)"
+        )
+    distance = None if z is None else _distances(ensemble, jnp.asarray(z))
+    at_source = jnp.zeros(n, bool) if distance is None else distance == 0
+    # At the source, all members are the pretrained model.
+    away, mask = mask & ~at_source[None], mask | at_source[None]
+    usable, unseen = jnp.any(away, axis=0), jnp.all(away, axis=0)
+    has_folds = jnp.sum(jnp.any(away, axis=1)) > 1  # one fold leaves none to fit the scales to
     in_folds = ~unseen & has_folds
     part_of = jnp.where(in_folds, jnp.argmax(mask, axis=0), jnp.arange(n) % _FIFTHS)
     new = outputs if new_x is None else jax.tree.map(wide, outputs_of(ensemble, new_x))
+    remedy = _BY_VALUE if z is not None and _are_by_value(z, away) else _BY_EXAMPLE
     scales: list[Scales] = []
     doubts: list[str] = []
 
@@ -107,37 +144,97 @@ def calibrate(
         path = path_str(keys)
         errors = jnp.asarray(target).astype(output.dtype)[None] - output
         finite = jnp.all(jnp.isfinite(errors.reshape(*mask.shape, -1)), axis=(0, 2))
-        wrong = usable & ~finite
+        wrong = (usable | at_source) & ~finite
         if not isinstance(wrong, Tracer) and jnp.any(wrong):
             raise SelectionError(
-                f"{jnp.sum(wrong)} of {n} examples have NaN or infinity in {show_path(path)}, in "
-                "`y` or in the outputs. Leave these examples out."
+                f"{jnp.sum(wrong)} of {n} examples have NaN or infinity in {_named(path)}, in `y` "
+                "or in the outputs. Leave these examples out."
             )
         # An example that every member has seen has no residual.
-        used = usable.reshape(-1, *[1] * (errors.ndim - 2))
+        used = (usable | at_source).reshape(-1, *[1] * (errors.ndim - 2))
         residual = jnp.where(used, mean_of_held_out(errors, mask), 0)
         has_nan = new_x is not None and ~jnp.all(jnp.isfinite(new))
         if not isinstance(has_nan, Tracer) and has_nan:
             raise SelectionError(
-                f"The outputs at `new_x` have NaN or infinity in {show_path(path)}. Leave the "
-                "inputs out that cause them."
+                f"The outputs at `new_x` have NaN or infinity in {_named(path)}. Leave the inputs "
+                "out that cause them."
             )
         if not isinstance(wrong, Tracer):
-            doubts.extend(_doubts(show_path(path), errors, mask, new_x is None))
+            doubts.extend(_doubts(_named(path), errors, away, new_x is None, remedy))
         weights = usable.astype(output.dtype), unseen.astype(output.dtype)
+        of_source = None if distance is None else at_source.astype(output.dtype)
         variance = jnp.where(used, jnp.var(output, axis=0), 0)
         new_variance = None if new_x is None else jnp.var(new, axis=0)
-        arrays = calibrated_arrays(variance, residual, *weights, part_of, new_variance)
+        arrays = calibrated_arrays(variance, residual, *weights, part_of, new_variance, of_source)
         scales.append(Scales(path, *arrays))
 
     jax.tree_util.tree_map_with_path(add, outputs, y, new)
     for doubt in doubts:
         warn(doubt)
-    return Calibrated(ensemble, tuple(scales), checked_count(mask), jnp.sum(unseen))
+    examples, of_source, nearest = checked_count(away), jnp.sum(at_source), None
+    if not isinstance(of_source, Tracer) and 0 < of_source < _FEW:
+        warn(
+            f"The width at the source is fitted to {of_source} examples. Below {_FEW}, expect "
+            "intervals that are too narrow or too wide there."
+        )
+    if distance is not None:
+        nearest = jnp.asarray(z)[jnp.argmin(jnp.where(usable | at_source, distance, jnp.inf))]
+    return Calibrated(ensemble, tuple(scales), examples, jnp.sum(unseen), nearest)
+
+
+def _value_of(ensemble: Ensemble, x: PyTree) -> Any:
+    """The parameter in the input `x` of a conditional; `None` for other ensembles.
+
+    **Raises:** `SelectionError` if the input of a conditional does not have one.
+    """
+    if not isinstance(ensemble.shared, Conditional):
+        return None
+    if not isinstance(x, tuple | list) or len(x) != 2:
+        raise SelectionError(
+            "The input of a conditional must be `x = (z, inputs)`, also with a `call` of your own, "
+            f"but is a {type(x).__name__}"
+        )
+    return x[0]
+
+
+@eqx.filter_jit
+def _distances(ensemble: Ensemble, zs: Array) -> Float[Array, " n"]:
+    """How far each value lies from the source: `sum |phi|`, in the mean over trained bases."""
+    of_members = ensemble.each(lambda c: jax.vmap(lambda z: jnp.sum(jnp.abs(c.basis(z))))(zs))
+    return jnp.mean(of_members, axis=0)
+
+
+def _with_source(
+    ensemble: Ensemble, x: Any, y: PyTree, mask: Bool[Array, "k n"], source: Any
+) -> tuple[Any, PyTree, Bool[Array, "k m"]]:
+    """The examples, and behind them the data of the source, which no member has seen.
+
+    **Raises:** `SelectionError` if the data of the source are not like the examples.
+    """
+    start = ensemble.shared.basis.source if isinstance(ensemble.shared, Conditional) else None
+    if start is None:
+        raise SelectionError("`source` needs conditionals whose basis has a source, such as Powers")
+    (z, inputs), (inputs_there, targets) = x, source
+    rows = len(jax.tree.leaves(targets)[0])
+    there = jnp.broadcast_to(jnp.asarray(start, jnp.asarray(z).dtype), (rows, *np.shape(start)))
+    given, added = (z, inputs, y), (there, inputs_there, targets)
+    expected = jax.tree.map(lambda array: (rows, *np.shape(array)[1:]), given)
+    if expected != (shapes := jax.tree.map(np.shape, added)):
+        raise SelectionError(
+            "`source` must be inputs and targets at the source, like `x[1]` and `y`: z, inputs and "
+            f"targets must have the shapes {expected}, but have {shapes}"
+        )
+
+    def join(array: Any, more: Any) -> Array:
+        array = jnp.asarray(array)
+        return jnp.concatenate([array, jnp.asarray(more, array.dtype)])
+
+    z, inputs, y = jax.tree.map(join, given, added)
+    return (z, inputs), y, jnp.pad(mask, ((0, 0), (0, rows)), constant_values=True)
 
 
 def _doubts(
-    path: str, errors: Array, mask: Bool[Array, "k n"], is_sized_by_folds: bool
+    path: str, errors: Array, mask: Bool[Array, "k n"], is_sized_by_folds: bool, remedy: str
 ) -> Iterator[str]:
     """Why the spread may say nothing: members that agree, or fit the examples that they saw."""
     errors = errors.reshape(*mask.shape, -1)
@@ -153,9 +250,17 @@ def _doubts(
             f"The members fit the examples that they saw: in {path}, their error is {seen:.2g} "
             f"there and {held_out:.2g} on held-out examples. The spread at a held-out example then "
             "is the error of one member, so that the width of the intervals depends on the number "
-            "of members. Calibrate on examples that no member has seen, if there are some. If not, "
-            "take five members, or give inputs without targets: calibrate(..., new_x=inputs)"
+            f"of members. {remedy}"
         )
+
+
+def _are_by_value(z: Any, mask: Bool[Array, "k n"]) -> bool:
+    """Whether each member left out all examples of a value, or none."""
+    if isinstance(z, Tracer) or isinstance(mask, Tracer):
+        return False
+    z = np.asarray(z).reshape(mask.shape[1], -1)
+    distinct = len(np.unique(z, axis=0))
+    return distinct == len(np.unique(np.column_stack([z, mask.T]), axis=0)) < len(z)
 
 
 def _rms(errors: Array, where: Any = True) -> Array:
@@ -168,11 +273,31 @@ def predict(calibrated: Calibrated, x: PyTree) -> Prediction:
 
     May be compiled, mapped (`jax.vmap(lambda x: predict(calibrated, x))(xs)`), scanned over the
     steps of a roll-out, and differentiated. Costs one call of each member.
+
+    The members of conditionals agree at the source, so that nearer to it than any value of the
+    calibration, the standard deviation is infinite: no width was measured there. It is a
+    `JnoLoraWarning`, too, but not under `jax.jit`, `jax.vmap` and `jax.grad`, where the value is
+    traced. `calibrate(..., source=(inputs, targets))` measures it.
     """
-    outputs = jax.tree.map(wide, calibrated.ensemble.each(lambda m: calibrated.ensemble.call(m, x)))
+    check_statistics_fromd(calibrated, Calibrated, "calibrate")
+    ensemble, z = calibrated.ensemble, _value_of(calibrated.ensemble, x)
+    outputs = jax.tree.map(wide, ensemble.each(lambda member: ensemble.call(member, x)))
     leaves, structure = jax.tree.flatten(outputs)
     pairs = zip(calibrated.scales, leaves, strict=True)
     std = [scales.std(jnp.var(output, axis=0)) for scales, output in pairs]
+    if calibrated.nearest is not None:
+        values = jnp.asarray(z), calibrated.nearest
+        distance, nearest = (_distances(ensemble, value[None])[0] for value in values)
+        is_unknown = distance < (1 - 1e-3) * nearest  # rounding is no distance
+        if not isinstance(is_unknown, Tracer) and is_unknown:
+            warn(
+                f"The value {np.asarray(z)!s} lies nearer to the source than any value of the "
+                f"calibration: the source is {ensemble.shared.basis.source}, and the nearest value "
+                f"is {np.asarray(calibrated.nearest)!s}. At the source, all members are the "
+                "pretrained model and have no spread, so that the width is unknown, and infinite. "
+                "Give data of the source: calibrate(..., source=(inputs, targets))"
+            )
+        std = [jnp.where(is_unknown, jnp.inf, width) for width in std]
     mean = jax.tree.map(lambda output: jnp.mean(output, axis=0), outputs)
     return Prediction(mean, jax.tree.unflatten(structure, std))
 
@@ -180,7 +305,8 @@ def predict(calibrated: Calibrated, x: PyTree) -> Prediction:
 def interval(
     calibrated: Calibrated, x: PyTree, level: float = 0.9, *, conformal: bool = False
 ) -> Interval:
-    """An interval for each number of the output of one example.
+    """An interval for each number of the output of one example, infinite where `predict` has no
+    width.
 
     **Arguments:**
 
@@ -222,11 +348,13 @@ class CalibrationReport(Printed[Scales]):
 
     - `examples`: the number of held-out examples.
     - `members`: the number of members.
+    - `nearest`: the value of a parameter nearest to the source at which errors were measured.
     """
 
     rows: tuple[Scales, ...]
     examples: int
     members: int
+    nearest: Any
 
     def __repr__(self) -> str:
         return f"CalibrationReport({len(self)} outputs, {self.examples} held-out examples)"
@@ -237,10 +365,12 @@ class CalibrationReport(Printed[Scales]):
         cells: list[list[str]] = []
         for row in self.rows:
             numbers = (row.spread, row.constant, row.coverage, row.crps, row.constant_crps)
-            cells.append([show_path(row.path), *(f"{float(number):.3g}" for number in numbers)])
+            cells.append([_named(row.path), *(f"{float(number):.3g}" for number in numbers)])
         caption = (
             f"variance = a² spread² + b², {self.members} members, {self.examples} held-out examples"
         )
+        if self.nearest is not None:
+            caption += f", nearest to the source: {self.nearest!s}"
         return table("Calibration", columns, cells, caption)
 
 
@@ -278,14 +408,20 @@ def checked_count(mask: Bool[Array, "k n"]) -> Int[Array, ""]:
     if not isinstance(examples, Tracer) and examples < _FEW:
         if examples == 0:
             raise SelectionError(
-                "Every member has seen every example, so that nothing says how large the errors "
-                "are. Train with folds(n, members, key=key), and give these folds."
+                "Every member has seen every example that is not at the source, so that nothing "
+                "says how large the errors are. Train with folds(n, members, key=key), and give "
+                "these folds."
             )
         warn(
             f"The error bars are calibrated on {examples} held-out examples. Below {_FEW}, expect "
             "intervals that are too narrow or too wide."
         )
     return examples
+
+
+def _named(path: str) -> str:
+    """The path of an array of the output."""
+    return path or "the output"
 
 
 def wide(output: Array) -> Array:
@@ -295,4 +431,5 @@ def wide(output: Array) -> Array:
             "The output has complex numbers, which have no interval. Return their real and "
             "imaginary parts: Ensemble(..., call=lambda model, x: (model(x).real, model(x).imag))"
         )
-    return output.astype(jnp.promote_types(output.dtype, jnp.float32))
+    is_floating = jnp.issubdtype(output.dtype, jnp.floating)
+    return output.astype(compute_dtype(output) if is_floating else float)

@@ -1,5 +1,6 @@
 """`Ensemble`: several small adapters over one base, as one pytree that trains in one program."""
 
+import copy
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -7,10 +8,11 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
-from jno.lora import Net, SelectionError, Shared, resolve
-from jno.lora.extending import show_array
+from jno.lora import LoRAWrapper, Net, SelectionError, Shared, resolve
+from jno.lora.extending import adapted_layers, layers_at, show_array, warn
 from jno_lora_conditional import Conditional, at
 
 
@@ -41,12 +43,16 @@ class Ensemble(eqx.Module):
         `at(member, x[0])(x[1])` for a conditional.
 
     **Raises:** `SelectionError` if `make` does not return a `Net` or a `Conditional` with trainable
-    arrays, or if members differ in more than the values of their arrays.
+    arrays, if members differ in more than the values of their arrays, or if there are none. Warns
+    if the adapters of all members start alike.
     """
 
     trained: PyTree[Array]  # with an axis of members in front
     constants: PyTree[Array]  # frozen, also with this axis
     shared: PyTree
+    # By path, the layers of a `Net` as they were before its adapters changed them (PiSSA), so that
+    # a file can tell another base. They are arrays of the pretrained model, not copies.
+    originals: dict[str, Any]
     members: int = eqx.field(static=True)
     call: Callable[[Any, Any], Any] = eqx.field(static=True)
 
@@ -58,7 +64,12 @@ class Ensemble(eqx.Module):
         key: PRNGKeyArray,
         call: Callable[[Any, Any], Any] | None = None,
     ):
-        halves = [_halves(make, key) for key in jax.random.split(key, members)]
+        if members < 1:
+            raise SelectionError(
+                f"An ensemble needs at least one member, but `members` is {members}."
+            )
+        made = [_made(make, key) for key in jax.random.split(key, members)]
+        halves = [member.partition() for member in made]
         if any(jax.tree.structure(half) != jax.tree.structure(halves[0]) for half in halves):
             raise SelectionError(
                 "The members differ in more than the values of their arrays. `make` must adapt the "
@@ -66,6 +77,14 @@ class Ensemble(eqx.Module):
             )
         trained, frozen = zip(*halves, strict=True)
         differs = jax.tree.map(lambda *leaves: not _are_equal(leaves), *frozen)
+        starts = jax.tree.leaves(jax.tree.map(lambda *leaves: _are_equal(leaves), *trained))
+        is_adapted = any(True for _ in adapted_layers(_model_of(made[0])))
+        if members > 1 and is_adapted and all(starts) and not any(jax.tree.leaves(differs)):
+            warn(
+                f"All {members} members start alike, so that only their data can make them differ: "
+                "`make` ignores its key, or this adapter has no random start (PiSSA, IA3). Use the "
+                "key, Net(model, key=key), and an adapter with a random start, such as LoRA."
+            )
         stacks: dict[tuple[int, ...], Array] = {}  # an array that adapters share stays one array
 
         def stack(differs: bool, *leaves: Any) -> Any:
@@ -74,9 +93,10 @@ class Ensemble(eqx.Module):
                 stacks[ids] = jnp.stack(leaves)
             return stacks.get(ids)
 
-        self.trained = _hide(jax.tree.map(lambda *leaves: jnp.stack(leaves), *trained))
-        self.constants = _hide(jax.tree.map(stack, differs, *frozen))
-        self.shared = _hide(eqx.filter(frozen[0], differs, inverse=True))
+        self.trained = hide_shared(jax.tree.map(lambda *leaves: jnp.stack(leaves), *trained))
+        self.constants = hide_shared(jax.tree.map(stack, differs, *frozen))
+        self.shared = hide_shared(eqx.filter(frozen[0], differs, inverse=True))
+        self.originals = _originals(made[0])
         self.members = members
         is_conditional = isinstance(frozen[0], Conditional)
         self.call = call or (_call_conditional if is_conditional else _call_model)
@@ -109,7 +129,8 @@ class Ensemble(eqx.Module):
 
         **Raises:** `SelectionError` if there is no such member.
         """
-        if isinstance(index, int) and not 0 <= index < self.members:
+        # JAX clamps an index that is too large.
+        if not isinstance(index, Tracer) and not 0 <= index < self.members:
             raise SelectionError(f"There is no member {index}: the ensemble has {self.members}.")
         stacks = jax.tree.map(lambda array: array[index], (self.trained, self.constants))
         return _show(eqx.combine(*stacks, self.shared))
@@ -161,6 +182,15 @@ class Ensemble(eqx.Module):
         return total
 
 
+def check_statistics_fromd(value: Any, kind: type, maker: str) -> None:
+    """**Raises:** `SelectionError` unless the value is of the kind that `maker` returns."""
+    if not isinstance(value, kind):
+        raise SelectionError(
+            f"Expected a {kind.__name__}, as `{maker}` returns it, but got a "
+            f"{type(value).__name__}. Calibrate the trained ensemble first: {maker}(ensemble, ...)"
+        )
+
+
 def _call_model(model: Any, x: Any) -> Any:
     return model(x)
 
@@ -177,7 +207,8 @@ class _Hidden(eqx.Module):
     shared: Shared = eqx.field(static=True)
 
 
-def _hide(tree: PyTree) -> PyTree:
+def hide_shared(tree: PyTree) -> PyTree:
+    """A member in the structure of the trees of an ensemble."""
     return _mapped(lambda shared: _Hidden(shared.value, _with_value(shared, None)), Shared, tree)
 
 
@@ -196,25 +227,42 @@ def _with_value(shared: Shared, value: Any) -> Shared:
     return eqx.tree_at(lambda s: s.value, shared, value, is_leaf=lambda leaf: leaf is None)
 
 
-def _halves(make: Any, key: PRNGKeyArray) -> tuple[PyTree, PyTree]:
-    """The trained and the frozen half of a member. **Raises:** `SelectionError`."""
+def _made(make: Any, key: PRNGKeyArray) -> Net | Conditional:
+    """A member with trainable arrays. **Raises:** `SelectionError`."""
     member = make if isinstance(make, Net | Conditional) else make(key)
-    halves = member.partition() if isinstance(member, Net | Conditional) else (None, None)
-    if member is make or not jax.tree.leaves(halves[0]):
+    is_member = isinstance(member, Net | Conditional) and member is not make
+    if not is_member or not jax.tree.leaves(member.partition()[0]):
         raise SelectionError(
             "`Ensemble` takes a function of a key that returns a Net or a Conditional with "
             f"trainable arrays, but got {make!r:.80}, which gives a {type(member).__name__}: "
             "Ensemble(lambda key: Net(model, key=key).freeze().lora(rank=1), 5, key=key)"
         )
-    return halves
+    return member
+
+
+def _model_of(member: Net | Conditional) -> PyTree:
+    return member.model if isinstance(member, Conditional) else member.module
+
+
+def _originals(member: Net | Conditional) -> dict[str, Any]:
+    if isinstance(member, Conditional):
+        return {}
+    changed = [
+        path
+        for path, adapter in adapted_layers(member.module)
+        if type(adapter).unwrap is not LoRAWrapper.unwrap
+    ]
+    return layers_at(copy.copy(member).unwrap().module, changed) if changed else {}
 
 
 def _are_equal(leaves: Sequence[Any]) -> bool:
-    """Whether all leaves are the same object, or arrays of the same bits."""
+    """Whether all leaves are the same object, or arrays of the same bits. Tracers have none."""
     if not all(eqx.is_array(leaf) for leaf in leaves):
         return all(leaf == leaves[0] for leaf in leaves)
     if all(leaf is leaves[0] for leaf in leaves):
         return True
+    if any(isinstance(leaf, Tracer) for leaf in leaves):
+        return False
     if jnp.issubdtype(leaves[0].dtype, jax.dtypes.prng_key):
         leaves = [jax.random.key_data(leaf) for leaf in leaves]
     return len({np.asarray(leaf).tobytes() for leaf in leaves}) == 1

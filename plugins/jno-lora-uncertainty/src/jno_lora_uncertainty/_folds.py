@@ -32,8 +32,20 @@ class Folds(eqx.Module):
 
         - `data`: arrays with an axis of `n` examples in front.
         - `size`, `key`: take a random batch of `size` of these rows for each member.
+
+        **Raises:** `SelectionError` for another number of examples than `n`, or for a `size`
+        without a key or above the number of rows.
         """
-        rows = self.rows
+        rows, n = self.rows, self.held_out.shape[1]
+        # JAX clamps an index that is too large.
+        if wrong := {
+            np.shape(leaf) for leaf in jax.tree.leaves(data) if np.shape(leaf)[:1] != (n,)
+        }:
+            raise SelectionError(
+                f"These folds are of {n} examples, but `data` has arrays of the shapes "
+                f"{', '.join(map(str, sorted(wrong)))}. Give all {n} examples, in the order of the "
+                "folds, or make folds of this data."
+            )
         if size is not None:
             if key is None or size > rows.shape[1]:
                 raise SelectionError(

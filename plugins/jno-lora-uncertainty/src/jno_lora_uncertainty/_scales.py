@@ -1,6 +1,7 @@
 """Scales of a spread: `variance = a^2 spread^2 + b^2`, fitted to residuals, and their scores."""
 
 import math
+from collections.abc import Callable
 from statistics import NormalDist
 from typing import Any
 
@@ -23,7 +24,8 @@ class Scales(eqx.Module):
     """The calibration of one array of the output, and the scores of its held-out residuals.
 
     - `path`: of the array in the output.
-    - `spread`, `constant`: the scales `a` and `b` of `variance = a^2 spread^2 + b^2`.
+    - `spread`, `constant`: the scales `a` and `b` of `variance = a^2 spread^2 + b^2`. With data of
+        the source of a conditional, `b` is the width there.
     - `quantiles`: of `|residual| / std` of the examples that no member has seen, at `LEVELS` levels
         from 0 to 1, for conformal intervals.
     - `coverage`: the fraction of the residuals inside the intervals of 90 %.
@@ -52,6 +54,7 @@ def fit_scales(
     residual: Elements,
     weights: Float[Array, " n"] | None = None,
     new_variance: Array | None = None,
+    constant: Number | None = None,
 ) -> tuple[Number, Number]:
     """`(a, b)` of `variance = a^2 spread^2 + b^2`, for any predictor with a spread of its own.
 
@@ -64,6 +67,8 @@ def fit_scales(
     - `weights`: of the examples, by default equal.
     - `new_variance`: at new inputs, in any shape. The size is then such that the Gaussian errors at
         these inputs have the 90 % quantile of the residuals.
+    - `constant`: `b`, if it is known, such as the error where the spread is zero. Then only `a` is
+        fitted.
 
     With `variance = c (t s + 1 - t)`, where `s` is the relative variance of the members, the most
     likely `c` is a mean for each `t`, so that only `t` from 0 to 1 is searched: on a grid, and on
@@ -72,6 +77,8 @@ def fit_scales(
     variance, residual = jnp.asarray(variance), jnp.asarray(residual)
     weights = jnp.ones(len(residual), residual.dtype) if weights is None else weights
     weights = jnp.broadcast_to(_beside(weights, residual), residual.shape)
+    if constant is not None:
+        return _spread_beside(constant, variance, residual, weights, new_variance), constant
     total = jnp.sum(weights)
     mean = jnp.sum(weights * variance) / total
     mean = jnp.where(mean > 0, mean, 1)
@@ -106,6 +113,33 @@ def fit_scales(
     return size * jnp.sqrt(t / mean), size * jnp.sqrt(1 - t)
 
 
+def _spread_beside(
+    constant: Number,
+    variance: Elements,
+    residual: Elements,
+    weights: Elements,
+    new_variance: Array | None,
+) -> Number:
+    """The scale `a` of the spread, beside a constant scale that is known."""
+    # Where the members agree, no scale helps.
+    weights = jnp.where(variance > 0, weights, 0)
+    excess = jnp.maximum((residual / gaussian_quantile(0.9)) ** 2 - constant**2, 0)
+    # The smallest `a^2` with which the interval holds the residual.
+    smallest = excess / jnp.where(variance > 0, variance, 1)
+    a = jnp.sqrt(_weighted_quantile(smallest, weights, 0.9))
+    if new_variance is not None:
+        width = constant_width(residual, weights)
+        of_spread = _constant_width_of(jnp.sqrt(new_variance))
+
+        def is_narrow(a: Number) -> Array:
+            std = jnp.sqrt(a**2 * new_variance + constant**2)
+            return _share_within(gaussian_quantile(0.9) * width, std) > 0.9
+
+        has_spread = jnp.any(new_variance > 0)
+        a = jnp.where(has_spread, _bisected(is_narrow, width / of_spread), a)
+    return jnp.where(jnp.any(weights > 0), a, 0)
+
+
 def constant_width(residual: Elements, weights: Elements) -> Number:
     """The standard deviation whose intervals of 90 % hold 90 % of the residuals."""
     quantile = _weighted_quantile(jnp.abs(residual), weights, 0.9)
@@ -127,15 +161,27 @@ def _weighted_quantile(values: Elements, weights: Elements, level: float) -> Num
 def _constant_width_of(std: Array) -> Number:
     """The constant width of Gaussian errors with these deviations, by bisection."""
 
-    def halved(_: Any, ends: tuple[Number, Number]) -> tuple[Number, Number]:
-        middle = sum(ends) / 2
-        is_below = jnp.mean(erf(middle / (math.sqrt(2) * std))) < 0.9
-        return jnp.where(is_below, middle, ends[0]), jnp.where(is_below, ends[1], middle)
-
     highest = gaussian_quantile(0.9) * jnp.max(std)
-    quantile = sum(jax.lax.fori_loop(0, 50, halved, (jnp.zeros_like(highest), highest))) / 2
+    quantile = _bisected(lambda middle: _share_within(middle, std) < 0.9, highest)
     rms = jnp.sqrt(jnp.mean(std**2))
     return jnp.where(quantile > 1e-6 * rms, quantile / gaussian_quantile(0.9), rms)
+
+
+def _share_within(distance: Number, std: Array) -> Number:
+    """The share of Gaussian errors with these deviations that is not larger than `distance`."""
+    return jnp.mean(erf(distance / (math.sqrt(2) * std)))
+
+
+def _bisected(is_below: Callable[[Number], Array], highest: Number) -> Number:
+    """The number from 0 to `highest` below which `is_below` holds."""
+
+    def halved(_: Any, ends: tuple[Number, Number]) -> tuple[Number, Number]:
+        middle = (ends[0] + ends[1]) / 2
+        below = is_below(middle)
+        return jnp.where(below, middle, ends[0]), jnp.where(below, ends[1], middle)
+
+    low, high = jax.lax.fori_loop(0, 50, halved, (jnp.zeros_like(highest), highest))
+    return (low + high) / 2
 
 
 @jax.jit
@@ -146,14 +192,27 @@ def calibrated_arrays(
     unseen: Float[Array, " n"],
     part_of: Int[Array, " n"],
     new_variance: Array | None,
+    at_source: Float[Array, " n"] | None,
 ) -> tuple[Array, ...]:
-    """The arrays of `Scales`, for one output. `part_of` numbers the parts that are scored."""
+    """The arrays of `Scales`, for one output. `part_of` numbers the parts that are scored.
+
+    `at_source`: the weights of the examples that `b` is fitted to, if there are some.
+    """
     full = jnp.broadcast_to(_beside(weights, residual), residual.shape)
+
+    def fitted(weights: Array, new_variance: Array | None = None) -> tuple[Number, Number]:
+        a, b = fit_scales(variance, residual, weights, new_variance)
+        if at_source is None:
+            return a, b
+        width = constant_width(residual, jnp.broadcast_to(_beside(at_source, residual), full.shape))
+        beside, _ = fit_scales(variance, residual, weights, new_variance, width)
+        is_known = jnp.any(at_source > 0)
+        return jnp.where(is_known, beside, a), jnp.where(is_known, width, b)
 
     def add(part: Array, sums: tuple[Number, ...]) -> tuple[Number, ...]:
         """Add the scores of one part, with scales that are fitted to the other parts."""
         inside = weights * (part_of == part).astype(weights.dtype)
-        a, b = fit_scales(variance, residual, weights - inside)
+        a, b = fitted(weights - inside)
         constant = constant_width(residual, full - _beside(inside, full))
         std = jnp.sqrt(a**2 * variance + b**2)
         covered = (jnp.abs(residual) <= gaussian_quantile(0.9) * std).astype(residual.dtype)
@@ -163,7 +222,7 @@ def calibrated_arrays(
 
     zero = jnp.zeros((), residual.dtype)
     scores = jax.lax.fori_loop(0, jnp.max(part_of) + 1, add, (zero, zero, zero))
-    a, b = fit_scales(variance, residual, weights, new_variance)
+    a, b = fitted(weights, new_variance)
     std = jnp.sqrt(a**2 * variance + b**2)
     ratio = jnp.abs(residual) / jnp.maximum(std, jnp.finfo(std.dtype).tiny)
     ratio = jnp.where(_beside(unseen, residual) > 0, ratio, jnp.nan)

@@ -9,8 +9,6 @@ kind of layer, or a kind of layer for every method.
 import types
 import typing
 
-from jno.lora.extending import imported_for as _imported_for
-
 from . import adapters
 from ._adapters_for import adapters_for as adapters_for, made_when_named as made_when_named
 from ._arrays import (
@@ -61,12 +59,6 @@ from .growing import (
     grow as grow,
     load_grown as load_grown,
 )
-from .intruders import (
-    IntruderReport as IntruderReport,
-    IntruderRow as IntruderRow,
-    reduce_intruders as reduce_intruders,
-    report_intruders as report_intruders,
-)
 from .layers import (
     LAYER_KINDS as LAYER_KINDS,
     ConvLayer as ConvLayer,
@@ -80,13 +72,23 @@ from .layers.kernel import KernelLayer as KernelLayer
 from .methods import *
 from .methods.waveft import daubechies as daubechies
 from .plugin import adapters_defined_in as adapters_defined_in
+from .ranks import (
+    AdaLoRAController as AdaLoRAController,
+    AdaLoRAState as AdaLoRAState,
+    Allocation as Allocation,
+    AllocationRow as AllocationRow,
+    allocate as allocate,
+)
+from .statistics import (
+    Statistics as Statistics,
+    check_statistics_from as check_statistics_from,
+    collect_statistics as collect_statistics,
+)
 
 if typing.TYPE_CHECKING:
-    from jno_lora_train import AdaLoRAController as AdaLoRAController, AdaLoRAState as AdaLoRAState
-
     from .adapters import *
 
-_adapter, __dir__ = made_when_named(globals(), adapters.ADAPTERS)
+__getattr__, __dir__ = made_when_named(globals(), adapters.ADAPTERS)
 # Every name that is imported above is public.
 __all__ = [  # pyright: ignore[reportUnsupportedDunderAll]
     name
@@ -94,13 +96,3 @@ __all__ = [  # pyright: ignore[reportUnsupportedDunderAll]
     if not (name.startswith("_") or isinstance(value, types.ModuleType))
 ]
 __all__ += adapters.__all__
-
-
-def __getattr__(name: str) -> typing.Any:
-    if name not in ("AdaLoRAController", "AdaLoRAState"):
-        return _adapter(name)
-    # They were here until 0.3.
-    with _imported_for(f"{__name__}.{name}", "train", "jno_lora_train"):
-        import jno_lora_train
-
-    return getattr(jno_lora_train, name)

@@ -1,10 +1,12 @@
 """Adapter classes: a method on a kind of layer."""
 
 import functools
+import inspect
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from jno.lora.parts import ClassesByName, LazyAdapter
+from jno.lora import WrapperError
+from jno.lora.extending import ClassesByName, LazyAdapter
 
 from ._layer_kind import LayerKind
 from ._matrices_layer import MatricesLayer, adapter_of_several
@@ -60,6 +62,8 @@ def adapters_for(
         another plugin adapts the layer too, the variant must name the layer, such as
         `"{}-embedding"`, because the choice of `wrapper="lora"` must not depend on the installed
         plugins.
+
+    **Raises:** (on first access) `WrapperError` if the kind or a method lacks a required member.
     """
     suffix = kind.__name__.removesuffix("Layer")
     adapters: dict[str, LazyAdapter] = {}
@@ -73,5 +77,13 @@ def adapters_for(
 
 def _join(method: type[Method], kind: type[Any], name: str, body: dict[str, Any]) -> Any:
     if issubclass(kind, MatricesLayer):
-        return adapter_of_several(kind, method, name, body)
-    return type(name, (method, kind), body)
+        adapter = adapter_of_several(kind, method, name, body)
+    else:
+        adapter = type(name, (method, kind), body)
+    # An abstract class would vanish without a word, because `adapters_defined_in` takes it for a
+    # method or a kind. `jno-lora plugins` shows the first line.
+    members = sorted(adapter.__abstractmethods__)
+    if missing := [f"`{member}`: {inspect.getdoc(getattr(adapter, member))}" for member in members]:
+        makers = f"{kind.__name__} and {method.__name__}"
+        raise WrapperError(f"{name} is not complete. {makers} lack {'; '.join(missing)}")
+    return adapter

@@ -11,8 +11,7 @@ from jax.sharding import NamedSharding
 from jaxtyping import Array, Float
 
 from jno.lora import WrapperError
-from jno.lora.coded import is_coded
-from jno.lora.extending import compute_dtype
+from jno.lora.extending import compute_dtype, is_coded
 
 from ._derivatives import differentiated_by
 

@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import AbstractArray, Array, Float
 
 from jno.lora import LoRAWrapper, MatrixAdapter
-from jno.lora.coded import is_coded, row_products
+from jno.lora.extending import is_coded, row_products
 
 from ._arrays import (
     Matrix,

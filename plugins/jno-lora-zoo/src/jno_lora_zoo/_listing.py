@@ -9,10 +9,8 @@ import click
 import equinox as eqx
 import jax
 
-from jno.lora import LoRAWrapper
-from jno.lora.extending import default_registry, table
-from jno.lora.parts import claims, print_table
-from jno.lora.types import PluginRecord, Table
+from jno.lora import LoRAWrapper, PluginRecord, Table
+from jno.lora.extending import claims, default_registry, print_table, table
 
 _UNCOMMON = "(others)"  # the layers of an adapter that claims no common Equinox layer
 

@@ -15,15 +15,12 @@ import numpy as np
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from jno.lora import LoRAWrapper, Shared, WrapperError
-from jno.lora.coded import with_arrays
-from jno.lora.extending import over_stack, run
-from jno.lora.parts import widest
-from jno.lora.types import Term
+from jno.lora import LoRAWrapper, Shared, Term, WrapperError
+from jno.lora.extending import over_stack, run, widest, with_arrays
 
 from ._arrays import in_compute_dtype
 from ._layer_kind import Bias, KindOfLayer
-from ._method import Method
+from ._method import Method, without_alpha
 from ._weighted import with_attributes
 from .layers.linear import LinearLayer
 
@@ -66,13 +63,13 @@ class MatricesLayer(KindOfLayer):
 
     base: eqx.Module
     rank: int = eqx.field(static=True)
-    alpha: float = eqx.field(static=True)
+    alpha: Any = eqx.field(static=True)
 
     def __init__(
         self,
         base: eqx.Module,
         rank: int,
-        alpha: float,
+        alpha: float | None,
         *,
         key: PRNGKeyArray,
         statistics: Mapping[str, Array] | None = None,
@@ -243,7 +240,7 @@ class MatricesLayer(KindOfLayer):
         rows = cls.rows_of_outputs(layer, y)
         return jnp.concatenate([rows[name] for name in cls.matrices(layer)], axis=1)
 
-    def _take(self, base: Any, adapters: Mapping[str, Any], alpha: float) -> None:
+    def _take(self, base: Any, adapters: Mapping[str, Any], alpha: float | None) -> None:
         """Set the fields of this new adapter from the adapters of the matrices."""
         values = self._fields_of(adapters)
         values["rank"], values["alpha"] = max(a.rank for a in adapters.values()), alpha
@@ -421,7 +418,7 @@ def adapter_of_several(
     def construct(self: Any, *args: Any, **kwargs: Any) -> None:
         if kwargs.get("dropout"):
             raise ValueError(f"`dropout` cannot be used by {name}: its layers pass no key on")
-        kind.__init__(self, *args, **kwargs)
+        kind.__init__(self, *args, **without_alpha(method, args), **kwargs)
 
     signature = inspect.signature(of_one_matrix.__init__)
     options = [p for n, p in signature.parameters.items() if n != "dropout"]
@@ -440,6 +437,7 @@ def adapter_of_several(
         "method": method,
         "kind": kind,
         "of_one_matrix": of_one_matrix,
+        "default_alpha": staticmethod(method.default_alpha),
         "fields_of_one": fields,
         **facts,
     }

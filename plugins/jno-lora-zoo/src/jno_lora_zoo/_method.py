@@ -11,7 +11,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray
 
-from jno.lora.coded import with_arrays
+from jno.lora.extending import with_arrays
 
 from ._arrays import Matrix, compute_dtype
 from ._layer_kind import Bias, LayerKind
@@ -50,18 +50,20 @@ class Method(LayerKind):
     optional_fields: ClassVar[tuple[str, ...]] = ()
     # The sizes of the matrix that limit the rank.
     _rank_limits: ClassVar[tuple[str, ...]] = ("out", "in")
+    # Whether the law depends on `alpha`. If not, the constructor does not take it.
+    has_alpha: ClassVar[bool] = True
     # Whether the law only changes the scale of each row of the matrix.
     scales_rows_only: ClassVar[bool] = False
 
     base: eqx.Module
     rank: int = eqx.field(static=True)
-    alpha: float = eqx.field(static=True)
+    alpha: Any = eqx.field(static=True)  # `None` if the method has no alpha
 
     def __init__(
         self,
         base: eqx.Module,
         rank: int,
-        alpha: float,
+        alpha: float | None,
         *,
         key: PRNGKeyArray,
         adapter_dtype: Any = None,
@@ -83,7 +85,7 @@ class Method(LayerKind):
         if statistics is None or missing:
             raise ValueError(
                 f"{cls.__name__} starts from data: `statistics=` must hold {', '.join(missing)}, "
-                "as `jno.lora.calibrate` collects it"
+                "as `jno_lora_zoo.collect_statistics` collects it"
             )
         return {name: jnp.asarray(statistics[name]).astype(W.dtype) for name in names}
 
@@ -168,16 +170,22 @@ def _constructor(cls: type[Method]) -> Callable[..., None]:
 
     @functools.wraps(Method.__init__)
     def construct(self: Method, *args: Any, **kwargs: Any) -> None:
-        Method.__init__(self, *args, **kwargs)
+        Method.__init__(self, *args, **without_alpha(cls, args), **kwargs)
 
     signature = inspect.signature(construct)
-    named = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+    dropped = {"options"} if cls.has_alpha else {"options", "alpha"}
+    named = [p for name, p in signature.parameters.items() if name not in dropped]
     for function in (cls.start, cls._initial_fields):
         options = inspect.signature(function).parameters.values()
         named += [option for option in options if option.kind is option.KEYWORD_ONLY]
     setattr(construct, "is_generated", True)  # noqa: B010
     setattr(construct, "__signature__", signature.replace(parameters=named))  # noqa: B010
     return construct
+
+
+def without_alpha(method: type[Method], args: tuple[Any, ...]) -> dict[str, Any]:
+    """The keyword `alpha` for the constructor of a method without one, called with `args`."""
+    return {} if method.has_alpha or len(args) > 2 else {"alpha": None}
 
 
 def adapter_dtype_for(weight: Any, adapter_dtype: Any) -> Any:

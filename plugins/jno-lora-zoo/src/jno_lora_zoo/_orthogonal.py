@@ -70,15 +70,25 @@ def cayley(skew: Float[Array, "*batch n n"]) -> Float[Array, "*batch n n"]:
     return R
 
 
-def reflections(U: Float[Array, "n r"]) -> Float[Array, "r r"]:
-    """`T` with `I - U T U^T = (I - 2 u_1 u_1^T / |u_1|^2) (I - 2 u_2 u_2^T / |u_2|^2) ...`.
+def reflections(U: Float[Array, "n r"]) -> tuple[Float[Array, "n r"], Float[Array, "n r"]]:
+    """`L` and `R` with `I - L R^T = H_1 H_2 ... H_r`, for `H_i = I - 2 u_i u_i^T / |u_i|^2`.
 
-    `T` is the inverse of the upper triangle of `U^T U` with its diagonal halved. A column of zeros
-    reflects nothing.
+    The reflections at neighbours `u` and `v`, with unit vectors `p` and `q` and `d = p - q`,
+    give `I - 2 p (d + |d|^2 q)^T + 2 d q^T`, which is `I` without a rounding if `u` equals `v`.
+    `r` must be even. A column of zeros reflects nothing.
     """
-    gram = U.T @ U
-    squares = jnp.diagonal(gram)
-    return _upper_inverse(jnp.triu(gram, 1) + jnp.diag(jnp.where(squares > 0, squares / 2, 1)))
+    squares = jnp.sum(U * U, axis=0, keepdims=True)
+    inverse = jnp.where(squares > 0, 1 / jnp.sqrt(jnp.where(squares > 0, squares, 1)), 0)
+    (u, v), (a, b) = ((x[..., ::2], x[..., 1::2]) for x in (U, inverse))
+    p, q, least = a * u, b * v, jnp.minimum(a, b)
+    # `p - q` would not be zero where a compiler fuses the product and the difference.
+    d = least * (u - v) + (a - least) * u - (b - least) * v
+    L = jnp.stack([p, d], axis=2).reshape(U.shape)
+    R = 2 * jnp.stack([d + jnp.sum(d * d, axis=0, keepdims=True) * q, -q], axis=2).reshape(U.shape)
+    # (I - L_1 R_1^T) (I - L_2 R_2^T) ... = I - L T R^T, with T in blocks of the pairs.
+    later = np.kron(np.triu(np.ones((p.shape[1],) * 2), 1), np.ones((2, 2)))
+    T = _upper_inverse(jnp.eye(U.shape[1], dtype=U.dtype) + jnp.where(later, R.T @ L, 0))
+    return L, R @ T.T
 
 
 def _upper_inverse_rule(

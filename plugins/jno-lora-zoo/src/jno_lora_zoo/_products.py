@@ -5,8 +5,7 @@ from typing import NamedTuple
 from jaxtyping import Array, Inexact
 
 from jno.lora import LoRAWrapper, MatrixAdapter
-from jno.lora.extending import over_stack, run
-from jno.lora.parts import at_least_float32, filler, widest
+from jno.lora.extending import at_least_float32, filler, over_stack, run, widest
 
 
 class Factors(NamedTuple):

@@ -10,7 +10,7 @@ import jax
 import jax.tree_util as jtu
 from jax.core import Tracer
 
-from jno.lora.parts import filler
+from jno.lora.extending import filler
 
 
 def traced_once(function: Callable[[Any, Any], Any], layer: Any, x: Any) -> Any:

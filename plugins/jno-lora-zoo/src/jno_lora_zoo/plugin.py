@@ -6,7 +6,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from jno.lora import LoRAWrapper, hookimpl
-from jno.lora.parts import LazyAdapter
+from jno.lora.extending import LazyAdapter
 
 if TYPE_CHECKING:
     import click

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jno.lora.testing import WrapperCase, run_checks
+from jno_lora_testing import WrapperCase, run_checks
 
 
 def assert_close(actual: Any, expected: Any, tolerance: float, scale: float | None = None) -> None:

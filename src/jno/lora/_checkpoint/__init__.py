@@ -25,4 +25,4 @@ from ._file import (
     write_file,
     written_beside,
 )
-from ._format import EXTENSION, SHARED, Extension, to_json
+from ._format import EXTENSION, FORMAT_VERSION, SHARED, Extension, to_json

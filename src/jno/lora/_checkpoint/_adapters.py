@@ -16,7 +16,6 @@ from jaxtyping import PyTree
 from .._compute import count_non_finite
 from .._contract import Handle, LoRAWrapper, check_contract, expect_model
 from .._errors import CheckpointError, PluginError, SelectionError, failing, reason_of, warn
-from .._moved import moved
 from .._paths import bullets, show_path, show_place
 from .._registry import IN_PROCESS, RegisteredWrapper, Registry, default_registry
 from .._sets import (
@@ -365,7 +364,7 @@ def read_adapters(
 def read_metadata(path: FilePath) -> dict[str, Any]:
     """The metadata that a user stored in a file (`save_adapters(..., metadata={"nu": 0.05})`).
 
-    No plugin runs, and no array is read. Files that a plugin extends (`jno-lora-conditional`) have
+    No plugin runs, and no array is read. Files that a plugin extends have
     metadata too.
 
     **Arguments:** `path`: a file that `save_adapters` wrote.
@@ -404,11 +403,13 @@ def read(path: FilePath, *, values: bool = True) -> Contents:
     **Raises:** `CheckpointError` if the file is damaged.
     """
     with errors_of(path, "read"):
-        tensors, metadata = read_arrays(path, values=values)
+        is_folder = os.path.isdir(path)
+        tensors, metadata = ({}, {}) if is_folder else read_arrays(path, values=values)
         if KEY not in metadata:
+            kind = "directory" if is_folder else f"safetensors file without {KEY!r} in its metadata"
             raise MalformedError(
-                f"it is a safetensors file, but not from jno-lora: its metadata have no {KEY!r}. "
-                "`jno.lora.peft.load_peft` reads the directory of a PEFT adapter"
+                f"it is a {kind}, and not a file of jno-lora. `load_peft(model, directory)` reads "
+                "the directory of a PEFT adapter, and `extract_adapters` takes its adapters"
             )
         configuration = Configuration.parse(metadata[KEY])
         configuration.check_tensors(tensors)
@@ -588,9 +589,7 @@ def _class_of(
             Member(name, _class_of(x, given, registry, reader), x.rank, x.alpha, x.trains)
             for name, x in entry.members.items()
         ]
-        return moved("jno.lora", "AdapterSum").of_members(
-            tuple(members), bool(entry.trains_weights)
-        )
+        return default_registry().sums().sum_class(tuple(members), bool(entry.trains_weights))
     name, distribution, version = entry.wrapper, entry.distribution, entry.version
     if name in given:
         return given[name]

@@ -19,7 +19,7 @@ from .._paths import FEW, bullets
 from .._sets import LayerForm
 from ._file import MalformedError, brief, parse_json
 
-# The key in the metadata, and the newest version of the format.
+# The key in the metadata, and the version of the format.
 KEY = "jno.lora"
 FORMAT_VERSION = 4
 # Used instead of a path, for arrays that several adapters use and arrays of an extension.
@@ -132,7 +132,7 @@ class Extension:
 
     - `distribution`: the plugin's distribution, which readers without the plugin must install.
     - `kind`: the contents of the file, for messages: `"conditional adapters"`.
-    - `reader`: the function that loads the file: `"jno_lora_conditional.load_conditional"`.
+    - `reader`: the function that loads the file: `"my_package.load_mine"`.
     - `content`: a dict of JSON: text, finite numbers, bools, `None`, and lists and dicts of these.
         `jno-lora inspect` shows it.
     - `arrays`: by name.
@@ -160,15 +160,6 @@ class Configuration:
     extension: Section | None = None
     adapters: dict[Path, Entry] = dataclasses.field(kw_only=True)
 
-    @property
-    def format_version(self) -> int:
-        # Older versions can read files without these. They skip metadata.
-        if any(entry.members for entry in self.adapters.values()):
-            return 4
-        if self.extension is not None:
-            return 3
-        return 2 if self.shared else 1
-
     @functools.cached_property
     def tensors(self) -> dict[str, dict[str, str]]:
         """By path (or `SHARED`, `EXTENSION`) and name, the name in the file of each array."""
@@ -180,7 +171,7 @@ class Configuration:
     def dump(self) -> str:
         """The text for the metadata. **Raises:** `MalformedError` if `parse` reads it otherwise."""
         try:
-            content = {"format_version": self.format_version} | to_json(self)
+            content = {"format_version": FORMAT_VERSION} | to_json(self)
             text = json.dumps(content)
         except (TypeError, ValueError) as err:
             raise MalformedError(f"its configuration is not JSON: {err}") from err
@@ -193,10 +184,12 @@ class Configuration:
         """The configuration in the metadata of a file. **Raises:** `MalformedError`."""
         value = parse_json(text, "its configuration")
         version = from_json(int, value.get("format_version"), "format_version")
-        if not 1 <= version <= FORMAT_VERSION:  # the rest may differ
+        if version != FORMAT_VERSION:  # the rest may differ
+            advice = "Upgrade it with\n    pip install -U jno-lora\n"
+            if version < FORMAT_VERSION:
+                advice = "Versions before 0.4 wrote older ones: save the adapters again from there"
             raise MalformedError(
-                f"it has the format version {version}, this jno-lora reads 1 to {FORMAT_VERSION}. "
-                "Upgrade it with\n    pip install -U jno-lora\n"
+                f"it has the format version {version}, expected is {FORMAT_VERSION}. {advice}"
             )
         return from_json(cls, value, "")
 

@@ -120,26 +120,14 @@ def doctor(ctx: click.Context, report: bool) -> None:
 
 
 @cli.command()
-@click.argument("place", metavar="FILE | DIRECTORY | REPOSITORY")
+@click.argument("file", type=click.Path(exists=True, dir_okay=False))
 @_json_option
 @click.option("--values", is_flag=True, help="Read the arrays as well, and count NaN and infinity.")
-@click.option("--revision", help="A branch, a tag or a commit of a repository of the Hub.")
-def inspect(place: str, as_json: bool, values: bool, revision: str | None) -> None:
-    """Show the contents of a file of adapters. No third-party plugin is imported, and no model is
-    needed.
-
-    A DIRECTORY contains an adapter of PEFT. A REPOSITORY of the Hugging Face Hub, such as org/name,
-    is looked for if no file or directory has this name. Both need jno-lora-peft.
-    """
+def inspect(file: str, as_json: bool, values: bool) -> None:
+    """Show the contents of a file of adapters. No plugin is imported, and no model is needed."""
     from . import inspection
 
-    if revision is not None or inspection.is_of_peft(place):
-        from ..peft import inspect_peft  # a plugin, which may be missing
-
-        facts = inspect_peft(place, revision=revision, values=values)
-        _print(facts, inspection.peft_as_table, as_json)
-    else:
-        _print(inspection.inspect(place, values=values), inspection.as_table, as_json)
+    _print(inspection.inspect(file, values=values), inspection.as_table, as_json)
 
 
 def _print(facts: Any, as_table: Callable[[Any], Table], as_json: bool) -> None:

@@ -22,9 +22,10 @@ from .._registry import (
     BROKEN,
     ENTRY_POINT_GROUP,
     PluginRecord,
+    RegisteredWrapper,
+    blocked_names,
     default_registry,
     first_party,
-    names_in,
     normalise,
     squash,
 )
@@ -128,8 +129,19 @@ def _plugin_troubles(records: tuple[PluginRecord, ...]) -> Iterator[str]:
                 f"uninstall it, or block it with JNO_LORA_BLOCK={record.distribution}.\n"
                 + "".join(traceback.format_exception(record.error))
             )
-    for name, owners in default_registry().clashes().items():
-        yield f'The name of {name} also belongs to {owners}. Write `wrapper="{name}"`.'
+    for wrapper in (wrapper for record in records for wrapper in record.wrappers):
+        if owners := _other_owners(wrapper):
+            name = wrapper.qualified_name
+            yield f'The name of {name} also belongs to {owners}. Write `wrapper="{name}"`.'
+
+
+def _other_owners(wrapper: RegisteredWrapper) -> str:
+    """The distributions of other adapters that the bare name of an adapter means, if any."""
+    family = default_registry().family(wrapper.name)
+    rivals = [rival for rival in family if rival.cls is not wrapper.cls]
+    if wrapper in family:  # with the other adapters of its variant
+        rivals = [rival for rival in rivals if rival.name == wrapper.name]
+    return ", ".join(sorted({rival.distribution for rival in rivals}))
 
 
 def _distribution_troubles() -> Iterator[str]:
@@ -170,13 +182,12 @@ def _requirements(distribution: Any) -> Iterator[tuple[str, SpecifierSet]]:
 
 
 def _unmatched_names(records: tuple[PluginRecord, ...]) -> Iterator[str]:
-    """A text for each name in `JNO_LORA_BLOCK` and `JNO_LORA_PLUGINS` that matches no plugin."""
+    """A text for each name in `JNO_LORA_BLOCK` that matches no plugin."""
     plugins = {name for r in records for name in (r.distribution, normalise(r.name))}
     plugins |= first_party()
-    for variable in ("JNO_LORA_BLOCK", "JNO_LORA_PLUGINS"):
-        for name in sorted(names_in(variable) - plugins):
-            near = ", ".join(nearest(name, sorted(plugins)))
-            yield f"{variable} names {name!r}, which no plugin is called. Near it: {near}."
+    for name in sorted(blocked_names() - plugins):
+        near = ", ".join(nearest(name, sorted(plugins)))
+        yield f"JNO_LORA_BLOCK names {name!r}, which no plugin is called. Near it: {near}."
 
 
 def _without_private_paths(text: str) -> str:

@@ -1,19 +1,14 @@
-"""`jno-lora inspect`: the contents of a file of adapters, without a model and its plugins.
-
-A plugin reads adapters of PEFT, in a directory or in a repository of the Hub.
-"""
+"""`jno-lora inspect`: the contents of a file of adapters, without a model and its plugins."""
 
 import dataclasses
 import itertools
 import json
 import math
 import os
-import re
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
-from .._checkpoint import EXTENSION, SHARED, Contents, FilePath, read, to_json
+from .._checkpoint import EXTENSION, FORMAT_VERSION, SHARED, Contents, FilePath, read, to_json
 from .._compute import count_non_finite
 from .._paths import show_path
 from .._showing import Table, table
@@ -29,7 +24,7 @@ def inspect(file: FilePath, *, values: bool) -> dict[str, Any]:
     non_finite = {name: count_non_finite(array) for name, array in arrays.items()}
     facts = {
         "file": str(file),
-        "format_version": configuration.format_version,
+        "format_version": FORMAT_VERSION,
         "versions": configuration.versions,
         "adapters": [
             {"path": path, **to_json(entry), **_arrays(path, contents, non_finite)}
@@ -130,38 +125,3 @@ def _members(adapter: dict[str, Any], key: str, *, named: bool = False) -> str:
 
 def _shown_value(value: str | float | None) -> str:
     return "" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
-
-
-# --- adapters of PEFT
-
-# An owner and a name. Text that begins with a dot or a slash is a path.
-_REPOSITORY = re.compile(r"\w[\w.-]*/\w[\w.-]*")
-
-
-def is_of_peft(place: str) -> bool:
-    """Whether `place` is a directory, or may be a repository because no file has this name."""
-    path = Path(place)
-    is_name = _REPOSITORY.fullmatch(place) is not None and path.suffix != ".safetensors"
-    return path.is_dir() or (is_name and not os.path.lexists(path))
-
-
-def peft_as_table(facts: dict[str, Any]) -> Table:
-    """The facts of `jno.lora.peft.inspect_peft`."""
-    rows = [
-        (
-            show_path(module["module"]),
-            "; ".join(f"{name} {x['dtype']} {x['shape']}" for name, x in module["arrays"].items()),
-            f"{module['numbers']:,}",
-            f"{module['bytes']:,}",
-        )
-        for module in facts["modules"]
-    ]
-    columns = [("module", "left"), ("arrays", "left"), ("numbers", "right"), ("bytes", "right")]
-    names = ("directory", "revision", "arrays", "numbers", "bytes", "shared", "refused")
-    lines = [f"{name}: {facts[name]}" for name in names if facts[name]]
-    lines += _shown("setting", facts["settings"])
-    for server, reasons in facts["servers"].items():
-        lines += [f"not for {server}: {reason}" for reason in reasons]
-    lines += (f"NaN or inf: {line}" for line in facts.get("non_finite", ()))
-    title = f"PEFT {facts['peft_type']}, {len(facts['modules'])} modules"
-    return table(title, columns, rows, "\n".join(lines))

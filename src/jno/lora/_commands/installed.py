@@ -1,15 +1,21 @@
 """`jno-lora plugins`: the installed plugins."""
 
+import contextlib
 from typing import Any
 
-from .._registry import PluginRecord
+import importlib_metadata
+
+from .._registry import PluginRecord, first_party
 from .._showing import Table, table
 
 
 def plugins(records: tuple[PluginRecord, ...]) -> list[dict[str, Any]]:
-    """One JSON object per plugin; the keys are stable."""
+    """One JSON object per plugin; the keys are stable.
+
+    Distributions of this project without an entry point come last: users import them themselves.
+    """
     attributes = ("name", "distribution", "version", "value", "status")
-    return [
+    found = [
         {
             **{name: getattr(record, name) for name in attributes},
             "error": record.error
@@ -19,6 +25,12 @@ def plugins(records: tuple[PluginRecord, ...]) -> list[dict[str, Any]]:
         }
         for record in records
     ]
+    nothing = {"error": None, "seconds": 0.0, "wrappers": list[str]()}
+    for name in sorted(first_party() - {record.distribution for record in records}):
+        with contextlib.suppress(importlib_metadata.PackageNotFoundError):
+            facts = ("", name, importlib_metadata.version(name), "", "to import")
+            found.append({**dict(zip(attributes, facts, strict=True)), **nothing})
+    return found
 
 
 def plugins_as_table(plugins: list[dict[str, Any]]) -> Table:

@@ -14,26 +14,20 @@ from ._shared import is_shared, shared_fields
 
 
 class _Parameters(NamedTuple):
-    """The parameters of a constructor after `self` and `base`."""
+    """The parameters of a constructor after `base`."""
 
     scale: tuple[str, ...]  # among "rank" and "alpha"
-    by_position: bool  # rank and alpha are the second and third argument, under whatever names
     options: list[str] | None  # the other keywords; `None` if it takes any
 
 
 @remembered(4096)
 def _parameters(cls: Any) -> _Parameters:
-    parameters = list(inspect.signature(cls.__init__).parameters.values())
-    kinds, behind = {p.kind for p in parameters}, parameters[2:]
-    places = [p.name for p in behind if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    keywords = [p.name for p in behind if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
-    named = tuple(name for name in ("rank", "alpha") if name in keywords)
-    takes_two = len(places) >= 2 or inspect.Parameter.VAR_POSITIONAL in kinds
-    by_position = takes_two and not {"rank", "alpha"} <= {*places}
-    taken = {"key", "statistics", *(places[:2] if by_position else named)}
-    takes_any = inspect.Parameter.VAR_KEYWORD in kinds
-    options = None if takes_any else [name for name in keywords if name not in taken]
-    return _Parameters(("rank", "alpha") if by_position else named, by_position, options)
+    parameters = list(inspect.signature(cls.__init__).parameters.values())[2:]
+    keywords = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    scale = tuple(name for name in ("rank", "alpha") if name in keywords)
+    options = [name for name in keywords if name not in ("key", "statistics", *scale)]
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters)
+    return _Parameters(scale, None if takes_any else options)
 
 
 def construct(
@@ -47,8 +41,7 @@ def construct(
     statistics: Mapping[str, Any] | None = None,
 ) -> Any:
     """The adapter of class `cls` around `base`, which is one layer."""
-    args, kwargs = _arguments(cls, rank, alpha, statistics)
-    adapter = cls(base, *args, **kwargs, key=key, **options)
+    adapter = cls(base, **_arguments(cls, rank, alpha, statistics), key=key, **options)
     fields = [id(shared) for _, shared in shared_fields(adapter)]
     leaves = jax.tree.leaves(adapter, is_leaf=is_shared)
     if any(is_shared(leaf) and id(leaf) not in fields for leaf in leaves):
@@ -56,15 +49,11 @@ def construct(
     return adapter
 
 
-def _arguments(
-    cls: Any, rank: Any, alpha: Any, statistics: Any
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The positional and the keyword arguments after `base`, without key and options."""
-    parameters = _parameters(cls)
-    kwargs = {"statistics": statistics} if getattr(cls, "needs", ()) else {}
-    if parameters.by_position:
-        return (rank, alpha), kwargs
-    return (), kwargs | {n: rank if n == "rank" else alpha for n in parameters.scale}
+def _arguments(cls: Any, rank: Any, alpha: Any, statistics: Any) -> dict[str, Any]:
+    """The arguments after `base`, without key and options."""
+    given = {"rank": rank, "alpha": alpha}
+    arguments = {name: given[name] for name in _parameters(cls).scale}
+    return {**arguments, "statistics": statistics} if getattr(cls, "needs", ()) else arguments
 
 
 def takes(cls: Any) -> tuple[str, ...]:
@@ -79,9 +68,8 @@ def option_names(cls: Any) -> list[str] | None:
 
 def constructor_problem(cls: Any) -> str | None:
     """Why the constructor of `cls` cannot be called; else `None`."""
-    args, kwargs = _arguments(cls, 4, 1.0, {})
     try:
-        inspect.signature(cls.__init__).bind(None, None, *args, **kwargs, key=None)
+        inspect.signature(cls.__init__).bind(None, None, **_arguments(cls, 4, 1.0, {}), key=None)
     except TypeError as err:
         return f"{err}"
     return None

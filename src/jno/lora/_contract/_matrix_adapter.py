@@ -1,13 +1,11 @@
 """`MatrixAdapter`: adapters that update matrices of their layer."""
 
-import types
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import equinox as eqx
 from jaxtyping import Array, Float, Inexact
 
-from .._caches import remembered
 from ._reading import rows_of
 from ._statistics import Statistic
 from ._wrapper import LoRAWrapper
@@ -40,20 +38,13 @@ class MatrixAdapter(LoRAWrapper):
     rank_axes: ClassVar[Mapping[str, int]] = {}
     # Which fields are factors of a low-rank product `B A`: "input" for `A` `(..., r, in)`, "output"
     # for `B` `(..., out, r)`, or dicts of arrays. The first input belongs to the first output, and
-    # so on. Fields that the class lacks are ignored. For optimisers (`jno.lora.optim`).
+    # so on. Fields that the class lacks are ignored. For optimisers.
     factor_sides: ClassVar[Mapping[str, str]] = {"lora_A": "input", "lora_B": "output"}
 
     @staticmethod
-    @remembered(4096)
-    def of(wrapper: type[LoRAWrapper]) -> type["MatrixAdapter"]:
-        """`wrapper` with the members of `MatrixAdapter`, and defaults for members that it lacks.
-
-        So tools can read the members of every adapter. An adapter that derives from `LoRAWrapper`
-        alone may define some of the members, as adapters did in 0.3.
-        """
-        if issubclass(wrapper, MatrixAdapter):
-            return wrapper
-        return types.new_class(wrapper.__name__, (wrapper, MatrixAdapter))
+    def of(wrapper: type[LoRAWrapper]) -> "type[MatrixAdapter]":
+        """`wrapper`, or for another class `MatrixAdapter`, with the defaults of these members."""
+        return wrapper if issubclass(wrapper, MatrixAdapter) else MatrixAdapter
 
     @classmethod
     def matrix(cls, layer: Any) -> Array | None:

@@ -15,6 +15,7 @@ from ._variants import RESERVED_WORDS, squash
 from ._wrapper import About, LoRAWrapper
 
 _MEMBERS = [*vars(LoRAWrapper).items(), *vars(MatrixAdapter).items()]
+_OF_MATRICES = {name for name in vars(MatrixAdapter) if name[0] != "_"} - vars(LoRAWrapper).keys()
 _CLASSMETHODS = [name for name, member in _MEMBERS if isinstance(member, classmethod)]
 
 
@@ -83,6 +84,9 @@ def _attribute_mistakes(cls: type[LoRAWrapper]) -> Iterator[str]:
     for name in _CLASSMETHODS:
         if not isinstance(members.get(name), classmethod | staticmethod | None):
             yield f"`{name}` must be a classmethod"
+    if not issubclass(cls, MatrixAdapter):
+        for name in sorted(_OF_MATRICES & {name for base in cls.__mro__ for name in vars(base)}):
+            yield f"`{name}` is only read in a subclass of jno.lora.MatrixAdapter"
     for name in ("auto", "mergeable"):
         if not isinstance(getattr(cls, name), bool):
             yield f"`{name}` must be True or False, but is {getattr(cls, name)!r}"

@@ -8,6 +8,7 @@ import equinox as eqx
 from jaxtyping import Array, PRNGKeyArray
 
 from .._errors import WrapperError
+from ._calling import call_or_trace
 
 
 class Box:
@@ -33,10 +34,10 @@ class Shared(eqx.Module):
     `merge` and the like read `self.field.array`. The array is made once, when a model is adapted.
 
     If `adapter_fields` leaves the field out, the array is frozen. Then every adapter has the same
-    `jax.Array`, one buffer in memory. If `adapter_fields` names the field, the first adapter keeps
-    the array as the leaf that is trained. Other adapters, and stacked layers that a scan runs, get
-    the array when `jno.lora.resolve(model)` is called in the loss, so its gradient is the sum over
-    all adapters.
+    `jax.Array`, one buffer in memory, and a stack of layers has a copy for each layer. If
+    `adapter_fields` names the field, the first adapter keeps the array as the leaf that is trained.
+    Other adapters, and stacked layers that a scan runs, get the array when
+    `jno.lora.resolve(model)` is called in the loss, so its gradient is the sum over all adapters.
 
     **Arguments:**
 
@@ -74,12 +75,12 @@ class Shared(eqx.Module):
     def array(self) -> Array:
         """The array. **Raises:** `WrapperError` if the model must be resolved."""
         array = array_in(self)
-        # A scan over a stack of layers gives a slice of the array.
+        # A scan over a stack of layers may slice a trained array.
         if array is None or array.shape != self.shape:
             raise WrapperError(
                 f"This adapter shares the array {self.name!r} with other adapters, and does not "
-                "hold it: the array is trained (the first adapter keeps it), or the layer is one "
-                "of a stack. Hand it to every adapter where the model is called, in the loss:\n"
+                "hold it: the array is trained, and the first adapter keeps it. Hand it to every "
+                "adapter where the model is called, in the loss:\n"
                 "    model = jno.lora.resolve(eqx.combine(trainable, frozen))\n"
                 "(`net(x)` and `merge_lora` do so themselves. An adapter that was built by hand "
                 "gets new arrays by `jno.lora.resolve(adapter, key=key)`.)"
@@ -93,8 +94,10 @@ def authors_of(adapter: Any, shared: Shared) -> set[str]:
 
 
 def array_in(shared: Shared) -> Any:  # of a mask, a bool
-    """The array, if this adapter has it."""
-    return shared.value if shared.held is None else shared.held.array
+    """The array, if this adapter has it, without the axes that a stack adds to it."""
+    array = shared.value if shared.held is None else shared.held.array
+    stack = getattr(array, "ndim", 0) - len(shared.shape)
+    return call_or_trace(lambda x: x[(0,) * stack], array) if stack > 0 else array
 
 
 def is_shared(node: Any) -> bool:

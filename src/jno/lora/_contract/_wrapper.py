@@ -122,7 +122,7 @@ class LoRAWrapper(eqx.nn.StatefulLayer):
         return 0
 
     def penalty(self) -> Array:
-        """A number for `jno.lora.penalty`, whose gradient only moves trained fields. Default 0."""
+        """A penalty to add to the loss, whose gradient only moves trained fields. Default 0."""
         return jnp.zeros(())
 
     def is_stateful(self) -> bool:
@@ -204,13 +204,6 @@ class LoRAWrapper(eqx.nn.StatefulLayer):
         if cls.__doc__ is None:
             # The inherited docstring. A dataclass would put its signature here.
             cls.__doc__ = inspect.getdoc(cls)
-        # In 0.3, each fact was an attribute of the class.
-        facts = {n: x for n, x in vars(cls).items() if n in vars(About())}
-        facts = {name: fact for name, fact in facts.items() if isinstance(fact, str | None)}
-        if facts:
-            if "paper" in facts:  # the entry of the base class is for another paper
-                facts.setdefault("bibtex", None)
-            cls.about = dataclasses.replace(cls.about, **facts)
         # Looked up with inheritance, because it may come from a mixin that is not an adapter.
         call = inspect.getattr_static(cls, "__call__")
         if not getattr(call, "__isabstractmethod__", False) and not hasattr(call, "_has_scope"):

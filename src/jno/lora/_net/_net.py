@@ -3,7 +3,7 @@
 import contextlib
 import copy
 import dataclasses
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 import equinox as eqx
@@ -15,16 +15,16 @@ from .._checkpoint import Classes, FilePath, Strict, save
 from .._contract import Handle, check_adapter_name, check_key, expect_model
 from .._dispatch import carry_out, plan_call, plan_lora
 from .._errors import SelectionError, warn
-from .._moved import moved
 from .._paths import bullets, nearest, path_str, show_path
 from .._peft_words import knows_words_of_peft
 from .._planning import MaskLike, Plan, Spec, SpecLike, TargetLike, WrapperLike, parse_mask
 from .._registry import Registry, default_registry
 from .._reports import LoraReport, report_on
-from .._sets import AdapterSet, Weights, check_fit, members_of
+from .._sets import AdapterSet, NamedSet, NamedSets, Weights, check_fit, members_of
 from .._shared_arrays import resolve
+from .._trainability import lora_trainable_filter
 from .._tree import callable_model, holds_adapters
-from ._state import NamedAdapters, NetState, originals_of
+from ._state import NetState, Origin, origins_of
 
 
 class Net(Handle):
@@ -40,10 +40,10 @@ class Net(Handle):
     net.update(trainable).merge()
     ```
 
-    `mask(...)` narrows the next call of `lora`, `freeze`, `unfreeze` or `plan`, which uses it up. A
-    control that raises changes nothing, so the mask stays set. A net can have several named sets of
-    adapters, with one set, or the sum of several sets, in the model (`add_adapter`, `activate`,
-    `deactivate`).
+    `mask(...)` narrows the next call of `lora`, `plan`, `freeze`, `unfreeze` or `train_adapters`,
+    which uses it up. A control that raises changes nothing, so the mask stays set. A net can have
+    several named sets of adapters, with one set, or the sum of several sets, in the model
+    (`add_adapter`, `activate`, `deactivate`).
 
     PiSSA and MiLoRA change the weight of the layer that they wrap. The net also keeps the original
     layer, so that it can be restored bit for bit, which needs memory for a second copy of the
@@ -69,6 +69,8 @@ class Net(Handle):
         expect_model(model, "Net")
         self._registry = default_registry(registry)
         self._state = NetState.of(model)
+        # In a block without adapters, the state before the block.
+        self._enabled: NetState | None = None
         self._key = jax.random.key(0) if key is None else key
         check_key(self._key)
 
@@ -85,8 +87,7 @@ class Net(Handle):
 
     def __repr__(self) -> str:
         report = self.summary()
-        trains = f"{report.trainable:,} of {report.total:,} parameters train"
-        return f"Net({type(self.module).__name__}, {len(report)} adapted layers, {trains})"
+        return f"Net({type(self.module).__name__}, {report._title()}, {report._caption()})"
 
     def __hash__(self) -> int:
         # JAX caches programs by the hash of the function. `jax.eval_shape(net, x)` would be
@@ -100,7 +101,7 @@ class Net(Handle):
     def __copy__(self) -> "Net":
         new = object.__new__(type(self))
         # The end of a `disabled` block would not restore a copy, so the copy is enabled.
-        vars(new).update(vars(self), _state=self._state.enabled or self._state)
+        vars(new).update(vars(self), _state=self._whole, _enabled=None)
         return new
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Net":
@@ -140,7 +141,6 @@ class Net(Handle):
         specs: Iterable[SpecLike] | None = None,
         options: Mapping[str, Any] | None = None,
         statistics: Mapping[str, Mapping[str, Any]] | None = None,
-        calibrate: Sequence[Any] | None = None,
         key: PRNGKeyArray | None = None,
     ) -> "Net":
         """Put adapters around the selected layers.
@@ -164,8 +164,7 @@ class Net(Handle):
             target matches and whose wrapper applies wins.
         - `options`: further keyword arguments for the adapters' constructors, such as
             `{"adapter_dtype": jnp.bfloat16}`.
-        - `statistics`: the result of `jno.lora.calibrate`, for adapters that start from data (EVA).
-        - `calibrate`: `(batches, loss)`, to collect the statistics here.
+        - `statistics`: what `collect_statistics` returned, for adapters that start from data (EVA).
         - `key`: overrides the key of the `Net`.
 
         **Raises:** `SelectionError` if nothing can be adapted (no match, or all matches carry an
@@ -175,16 +174,10 @@ class Net(Handle):
         """
         self._refuse("lora", with_sum=True)
         state = self._state
-        selection = self._selection(target, wrapper, specs)
-        if calibrate is not None:
-            collect, check = (moved("jno.lora", name) for name in ("calibrate", "check_calibrate"))
-            batches, loss = check(calibrate, statistics)
-            statistics = collect(state.module, batches, loss, **selection)
         call = Spec(target=target, rank=rank, alpha=alpha, wrapper=wrapper, options=options)
         plan = plan_call(state.module, specs, call, state.mask, self._registry)
-        adapted = [row for row in plan.having("already adapted") if row.spec is not None]
-        if adapted and not plan.wrapped:
-            carriers = (f"{show_path(row.path)} ({row.explanation})" for row in adapted)
+        if plan.carriers and not plan.wrapped:
+            carriers = (f"{show_path(row.path)} ({row.explanation})" for row in plan.carriers)
             raise SelectionError(
                 f"Every selected layer carries an adapter already:\n{bullets(carriers)}\n"
                 "First call net.merge() to keep what they learned, or net.unwrap() to drop it."
@@ -192,8 +185,11 @@ class Net(Handle):
         key = self._key if key is None else key
         module = carry_out(state.module, plan, key=key, statistics=statistics)
         if module is not state.module:
-            asked = {row.path: row.rank for row in plan.wrapped if row.rank is not None}
-            state = state.adapted(module, originals_of(state.module, module), asked)
+            origins = origins_of(state.module, module)
+            for row in plan.wrapped:
+                origin = origins.get(row.path, Origin())
+                origins[row.path] = dataclasses.replace(origin, asked_rank=row.rank)
+            state = state.adapted(module, origins)
         return self._become(state, mask=None)
 
     @knows_words_of_peft
@@ -238,24 +234,46 @@ class Net(Handle):
         self._refuse("unfreeze")
         return self._become(self._state.training(train=True))
 
+    def train_adapters(self) -> "Net":
+        """Train the adapters in the model and nothing else, whatever trained before.
+
+        With a mask, train only the selected arrays of the adapters. Of a sum, only the sets (and
+        weights) train that `activate` got as `train`. Arrays outside the adapters stay frozen, also
+        those that PEFT trained beside them (`modules_to_save`, biases): to train these as well, as
+        PEFT's `is_trainable=True` does, follow with `net.mask("^classifier/").unfreeze()`.
+
+        **Raises:** `SelectionError` if the model has no adapters that can train, or in `with
+        net.disabled()`. A mask that selects nothing warns.
+        """
+        self._refuse("train_adapters")
+        return self._become(self._state.training(train=True, adapters_alone=True))
+
     def partition(self) -> tuple[PyTree, PyTree]:
         """Split the model into `(trainable, frozen)`, which `eqx.combine` joins again.
 
-        Warns once for each net if a complex array trains: see `jno.lora.optim.conjugate`.
+        Warns if the model has adapters, and none of their arrays trains. Warns once for each net if
+        a complex array trains.
         """
         state = self._state
         trainable, frozen = eqx.partition(state.module, state.trainable)
+        adapters = lora_trainable_filter(state.module)
+        if any(jax.tree.leaves(adapters)) and not jax.tree.leaves(eqx.filter(trainable, adapters)):
+            warn("No array of the adapters trains. net.train_adapters() trains them alone.")
         leaves = jtu.tree_leaves_with_path(trainable)
         paths = [path_str(keys) for keys, leaf in leaves if leaf.dtype.kind == "c"]
-        if paths and not state.warned_of_complex:
+        if paths and not state.handout.warned_of_complex:
             warn(
                 f"These arrays train and are complex:\n{bullets(map(show_path, paths), 5)}\n"
-                "JAX's gradient by a complex array is the conjugate of the direction of ascent. "
-                "Trainer and compare conjugate it. A loop of your own needs "
-                "optax.chain(jno.lora.optim.conjugate(), optimiser)."
+                "JAX's gradient by a complex array is the conjugate of the direction of ascent. In "
+                "a loop of your own, conjugate it before the optimiser gets it: "
+                "grads = jax.tree.map(jnp.conj, grads)"
             )
-        warned = state.warned_of_complex or bool(paths)
-        self._become(state, partitioned=state.identity, warned_of_complex=warned)
+        handout = dataclasses.replace(
+            state.handout,
+            given=state.handout.adapters,
+            warned_of_complex=state.handout.warned_of_complex or bool(paths),
+        )
+        self._become(state, handout=handout)
         return trainable, frozen
 
     def update(self, trainable: PyTree) -> "Net":
@@ -279,7 +297,7 @@ class Net(Handle):
         """
         self._refuse("merge", with_mask=True)
         merged = self._state.merged()
-        if self._state.needs_update and any(jax.tree.leaves(self.trainable)):
+        if self._state.handout.misses_update and any(jax.tree.leaves(self.trainable)):
             _warn_of_missing_update("merged", "before net.merge()")
         return self._become(merged)
 
@@ -298,15 +316,19 @@ class Net(Handle):
         Example: `with net.disabled(): reference = net(x)`. Layers that were not trained are bit for
         bit as before adapting. After the block, the net is as it was before the block.
         """
-        before = self._state
+        before, enabled = self._state, self._enabled
         try:
-            self._state = before.disabled()
+            if enabled is None:
+                self._enabled = before
+                sets = NamedSets(before.sets.stored)
+                self._state = dataclasses.replace(before.plain(), mask=None, sets=sets)
             yield self
         finally:
-            at_end = self._state  # with the warnings that the block already gave
-            self._state = dataclasses.replace(
-                before, updated=at_end.updated, warned_of_complex=at_end.warned_of_complex
+            at_end = self._state.handout  # with the warnings that the block already gave
+            handout = dataclasses.replace(
+                before.handout, settled=at_end.settled, warned_of_complex=at_end.warned_of_complex
             )
+            self._state, self._enabled = dataclasses.replace(before, handout=handout), enabled
 
     def summary(self, *, merge_error: bool = False) -> LoraReport:
         """The adapted layers, how many parameters train, and which matrices have no adapter.
@@ -315,13 +337,15 @@ class Net(Handle):
 
         **Arguments:** `merge_error`: whether to measure what merging would cost each layer.
         """
-        asked = self._state.asked_ranks
-        return report_on(self.module, self.trainable, self._registry, asked, measure=merge_error)
+        origins, sets = self._state.origins, self._whole.sets
+        asked = {path: x.asked_rank for path, x in origins.items() if x.asked_rank is not None}
+        report = report_on(self.module, self.trainable, self._registry, asked, measure=merge_error)
+        return dataclasses.replace(report, inactive=len(sets.stored) - len(sets.active))
 
     @property
     def adapters(self) -> tuple[str, ...]:
         """The names of the adapters, oldest first."""
-        return tuple(self._state.named)
+        return tuple(self._state.sets.stored)
 
     @property
     def active(self) -> str | tuple[str, ...] | None:
@@ -330,7 +354,7 @@ class Net(Handle):
         The order of the tuple is the order of a sum's weights. `None` if the model has no adapters,
         or if they have no name.
         """
-        names = self._state.active
+        names = self._state.sets.active
         return names if len(names) > 1 else next(iter(names), None)
 
     def adapter(self, name: str) -> AdapterSet:
@@ -339,7 +363,7 @@ class Net(Handle):
         **Raises:** `SelectionError` if the name is unknown.
         """
         self._check_name(name)
-        return (self._state.enabled or self._state).named_adapters(name)
+        return self._whole.named_adapters(name)
 
     def add_adapter(self, name: str, adapters: AdapterSet | None = None) -> "Net":
         """Name the adapters of the model, or add a set of adapters under a name.
@@ -356,7 +380,7 @@ class Net(Handle):
         self._refuse("add_adapter")
         check_adapter_name(name)
         state = self._state
-        if name in state.named:
+        if name in state.sets.stored:
             raise SelectionError(f"There are adapters called {name!r} already. Choose a new name.")
         if adapters is not None:
             check_fit(state.plain().module, adapters, f"The adapters to be called {name!r}")
@@ -365,14 +389,15 @@ class Net(Handle):
                     f"The adapters to be called {name!r} are a sum of several sets. Add each of "
                     "split_adapters(adapters) by a name, and activate all of them."
                 )
-            return self._become(state, named={**state.named, name: NamedAdapters(adapters)})
-        if state.active or not holds_adapters(state.module):
-            carried = " and ".join(map(repr, state.active)) or "no adapters"
+            return self._become(state, sets=state.sets.having({name: NamedSet(adapters)}))
+        active = state.sets.active
+        if active or not holds_adapters(state.module):
+            carried = " and ".join(map(repr, active)) or "no adapters"
             raise SelectionError(
                 f"The model carries {carried}, and no adapters without a name to be called "
                 f"{name!r}. Call net.lora(...) first, or give a set such as net.adapter(name)."
             )
-        return self._become(state, named={**state.named, name: NamedAdapters()}, active=(name,))
+        return self._become(state, sets=state.sets.activated([name]))
 
     def activate(
         self, *names: str, weights: Weights = None, train: Collection[str] | None = None
@@ -405,7 +430,7 @@ class Net(Handle):
         if not names or len(set(names)) < len(names):
             raise SelectionError(f"activate takes one name or several, each once, but got {names}.")
         is_alone = len(names) == 1 and weights is None and train is None
-        if is_alone and names == self._state.active and not self._state.is_sum:
+        if is_alone and names == self._state.sets.active and not self._state.is_sum:
             return self
         state = self._state.deactivated()
         if is_alone:
@@ -429,13 +454,12 @@ class Net(Handle):
         **Raises:** `SelectionError` if the name is unknown, if the adapters are in an active sum,
         or if a mask is pending.
         """
-        is_active = name in self._state.active
+        is_active = name in self._state.sets.active
         self._refuse("delete_adapter", with_mask=True, with_sum=is_active)
         self._check_name(name)
         if is_active:
             return self._become(self._state.plain())
-        named = {key: stored for key, stored in self._state.named.items() if key != name}
-        return self._become(self._state, named=named)
+        return self._become(self._state, sets=self._state.sets.without([name]))
 
     def save_adapters(
         self,
@@ -454,19 +478,21 @@ class Net(Handle):
 
         **Arguments** and **Raises:** as `save_adapters`. The default `registry` is the net's.
         """
-        state = self._state.enabled or self._state
+        state = self._whole
         registry, originals = registry or self._registry, state.original_layers()
         save(state.module, path, registry, base_values, metadata, originals=originals)
         if unsaved := state.trained_outside():
             warn(
                 f"The adapters were saved. {len(unsaved)} other arrays train too, and are in no "
                 f"file:\n{bullets(map(show_path, unsaved), 5)}\n"
-                "`net.freeze().lora(...)` trains adapters only; to save these arrays as well, save "
+                "`net.train_adapters()` trains adapters only; to save these arrays as well, save "
                 "`net.partition()[0]` with `eqx.tree_serialise_leaves`."
             )
-        if state.needs_update:
+        if state.handout.misses_update:
             _warn_of_missing_update("saved", "and save again")
-            self._become(self._state, updated=state.updated | {state.identity})
+            settled = state.handout.settle().settled
+            handout = dataclasses.replace(self._state.handout, settled=settled)
+            self._become(self._state, handout=handout)
         return self
 
     def load_adapters(
@@ -493,21 +519,26 @@ class Net(Handle):
         state = self._state
         loaded, replaced = state.loaded(path, wrappers, registry or self._registry, strict)
         brought = loaded.sets_of_sum()
-        if brought and (holds_adapters(state.module) or brought.keys() & state.named.keys()):
+        if brought and (holds_adapters(state.module) or brought.keys() & state.sets.stored.keys()):
             names = ", ".join(map(repr, brought))
             raise SelectionError(
                 f"The file contains a sum of the adapters {names}, but the model carries adapters "
                 "already, or the net has adapters of these names. Take these out first, or give "
                 "net.add_adapter other names for the sets of split_adapters(read_adapters(path))."
             )
-        if replaced and state.active:
+        if replaced and state.sets.active:
             raise SelectionError(
-                f"The adapters {state.active[0]!r} are active, and the file has adapters for the "
-                f"same layers:\n{bullets(map(show_path, replaced), 5)}\n"
+                f"The adapters {state.sets.active[0]!r} are active, and the file has adapters for "
+                f"the same layers:\n{bullets(map(show_path, replaced), 5)}\n"
                 "Call net.deactivate() first, which keeps them. Or give the file a name: "
                 "net.add_adapter(name, jno.lora.read_adapters(path)).activate(name)"
             )
-        return self._become(loaded.with_sum_named())
+        return self._become(loaded.with_names_of_sum())
+
+    @property
+    def _whole(self) -> NetState:
+        """The state with the adapters, also in a block without adapters."""
+        return self._enabled or self._state
 
     def _selection(self, target: Any, wrapper: Any, specs: Any) -> dict[str, Any]:
         selection = {"target": target, "wrapper": wrapper, "specs": specs}
@@ -519,8 +550,9 @@ class Net(Handle):
 
     def _check_name(self, name: str) -> None:
         check_adapter_name(name)
-        if name not in self._state.named:
-            names = ", ".join(map(repr, nearest(name, self._state.named))) or "none"
+        stored = self._state.sets.stored
+        if name not in stored:
+            names = ", ".join(map(repr, nearest(name, stored))) or "none"
             raise SelectionError(f"No adapters are called {name!r}. The nearest names: {names}.")
 
     def _refuse(self, verb: str, *, with_mask: bool = False, with_sum: bool = False) -> None:
@@ -529,7 +561,7 @@ class Net(Handle):
         - `with_mask`, `with_sum`: whether to raise also if a mask is pending, or for a sum.
         """
         state = self._state
-        if state.enabled is not None:
+        if self._enabled is not None:
             raise SelectionError(
                 f"net.{verb}(...) was called in a `with net.disabled()` block. Its end would undo "
                 "the change. Call it after the block."
@@ -541,7 +573,7 @@ class Net(Handle):
             )
         if with_sum and state.is_sum:
             raise SelectionError(
-                f"net.{verb}(...) cannot change a sum of adapters ({', '.join(state.active)}). "
+                f"net.{verb}(...) cannot change a sum of adapters, {', '.join(state.sets.active)}. "
                 "Activate one of them, or call net.deactivate() or net.merge()."
             )
 

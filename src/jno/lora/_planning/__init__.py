@@ -1,6 +1,6 @@
-"""The selection of a call: its arguments parsed, one walk over the model, and a plan."""
+"""The selection of a call: its arguments parsed, the claims of adapters on layers, and a plan."""
 
-from ._masks import MaskLike, parse_mask, selector
-from ._messages import advised, make_plan, warn_of_omissions
-from ._plan import Plan, PlanRow
-from ._specs import Spec, SpecLike, TargetLike, WrapperLike, parse_specs
+from ._candidates import MaskLike, TargetLike, parse_mask, selector
+from ._plan import Plan, PlanRow, warn_of_omissions
+from ._planner import advised, make_plan
+from ._specs import Spec, SpecLike, WrapperLike, parse_specs

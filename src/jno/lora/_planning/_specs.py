@@ -3,7 +3,6 @@
 import dataclasses
 import math
 import numbers
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -12,19 +11,15 @@ import numpy as np
 from .._contract import LoRAWrapper, check_contract, check_rank, takes
 from .._errors import SelectionError
 from .._peft_words import explain_unknown
-from .._registry import Registry, standing
-from ._masks import compiled
-from ._roles import ALL_LINEAR, LinearInBlocks, NamedLayers
+from .._registry import Registry
+from ._candidates import Target, TargetLike, parse_target
 
 WrapperLike: TypeAlias = type[LoRAWrapper] | str | Sequence[type[LoRAWrapper] | str] | None
 
-TargetLike: TypeAlias = str | re.Pattern[str] | Sequence[str] | None
-Target: TypeAlias = re.Pattern[str] | NamedLayers | LinearInBlocks
-
-# Adapters in order of priority. The adapters of a tier have equal priority.
-Tiers: TypeAlias = tuple[tuple[type[LoRAWrapper], ...], ...]
-# The tier of the adapters registered for the class of a layer: `default_adapters`.
-LAYERS_OWN: tuple[type[LoRAWrapper], ...] = ()
+AdapterClass: TypeAlias = type[LoRAWrapper]
+# Adapters of equal priority. An empty tier stands for the adapters that are registered for the
+# class of a layer: `default_adapters`.
+Tier: TypeAlias = tuple[AdapterClass, ...]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,10 +47,10 @@ class Rule:
     target: Target | None
     rank: int | None  # of adapters that take a rank
     alpha: float | None  # by default, `default_alpha` of the adapter
-    tiers: Tiers
+    tiers: tuple[Tier, ...]  # in order of priority
     options: Mapping[str, Any]
     label: str  # its name in messages
-    named: frozenset[type[LoRAWrapper]]  # the classes that the user names
+    named: frozenset[AdapterClass]  # the classes that the user names
 
     def matches(self, path: str) -> bool:
         return self.target is None or bool(self.target.search(path))
@@ -107,7 +102,7 @@ def _parse(registry: Registry, model: Any, spec: Spec, label: str, argument: str
             f"constructor, such as {{'adapter_dtype': jnp.bfloat16}}, but are {options!r}."
         )
     return Rule(
-        target=_parse_target(model, spec.target, argument),
+        target=parse_target(model, spec.target, argument),
         rank=None if spec.rank is None else int(spec.rank),
         alpha=None if alpha is None else float(alpha),
         tiers=tiers,
@@ -118,32 +113,24 @@ def _parse(registry: Registry, model: Any, spec: Spec, label: str, argument: str
     )
 
 
-def _parse_target(model: Any, target: Any, argument: str) -> Target | None:
-    if target == ALL_LINEAR:
-        return LinearInBlocks.of(model)
-    if isinstance(target, list | tuple) and target and all(isinstance(x, str) for x in target):
-        return NamedLayers(tuple(target))
-    return None if target is None else compiled(target, argument)
-
-
 def _parse_wrapper(
     registry: Registry, wrapper: WrapperLike
-) -> tuple[Tiers, frozenset[type[LoRAWrapper]]]:
+) -> tuple[tuple[Tier, ...], frozenset[AdapterClass]]:
     """The adapters that `wrapper=` means: classes, names, variants, the default or `"auto"`.
 
     **Returns:** the tiers, and the classes in them that the user named.
     """
-    tiers: list[tuple[type[LoRAWrapper], ...]] = []
-    named: set[type[LoRAWrapper]] = set()
+    tiers: list[Tier] = []
+    named: set[AdapterClass] = set()
     for item in _items_of(wrapper):
         if item is None or item == "auto":
             defaults = registry.defaults()
             auto = registry.auto() if item == "auto" else ()
-            tiers += [*((cls,) for cls in defaults), LAYERS_OWN]
-            tiers += _by_standing(registry, [cls for cls in auto if cls not in defaults])
+            tiers += [*((cls,) for cls in defaults), ()]
+            tiers += _by_precedence(registry, [cls for cls in auto if cls not in defaults])
         elif isinstance(item, str):
             classes = registry.resolve(item)
-            tiers += _by_standing(registry, classes)
+            tiers += _by_precedence(registry, classes)
             if [cls.__name__ for cls in classes] == [item.rpartition(":")[2]]:
                 named.update(classes)
         else:
@@ -164,14 +151,14 @@ def _items_of(wrapper: Any) -> list[Any]:
     return items
 
 
-def _by_standing(registry: Registry, classes: Iterable[type[LoRAWrapper]]) -> Tiers:
+def _by_precedence(registry: Registry, classes: Iterable[AdapterClass]) -> list[Tier]:
     """The registered classes in tiers: of the zoo, of our other plugins, of third parties.
 
     So a plugin cannot take a layer from an adapter of the zoo that has the same variant.
     """
-    tiers: dict[int, list[type[LoRAWrapper]]] = {}
+    tiers: dict[int, list[AdapterClass]] = {}
     for cls in classes:
         provider = registry.provider(cls)
         assert provider is not None
-        tiers.setdefault(standing(provider), []).append(cls)
-    return tuple(tuple(tiers[place]) for place in sorted(tiers))
+        tiers.setdefault(provider.precedence, []).append(cls)
+    return [tuple(tiers[precedence]) for precedence in sorted(tiers)]

@@ -3,17 +3,17 @@
 from .._contract import squash
 from ._hookspecs import ENTRY_POINT_GROUP, hookimpl
 from ._inside_jno import call_inside_jno
-from ._lazy import ClassesByName, LazyAdapter
 from ._plugins import (
     BROKEN,
     IN_PROCESS,
+    ClassesByName,
+    LazyAdapter,
     PluginRecord,
     RegisteredWrapper,
+    blocked_names,
     first_party,
     how_to_block,
-    names_in,
     normalise,
-    standing,
     why_unusable,
 )
 from ._registry import Registry, default_registry, refresh, register, registered

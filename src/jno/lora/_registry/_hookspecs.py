@@ -1,7 +1,7 @@
-"""The four hooks that a plugin may implement (pluggy project `jno_lora`)."""
+"""The three hooks that a plugin may implement (pluggy project `jno_lora`)."""
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import pluggy
@@ -9,15 +9,8 @@ import pluggy
 if TYPE_CHECKING:
     import click
 
-    from .._contract import LoRAWrapper
-    from ._lazy import LazyAdapter
-
 PROJECT = "jno_lora"
 ENTRY_POINT_GROUP = "jno.lora"
-# An entry point of this group has the name of a former distribution, whose adapters the
-# distribution of the entry point now provides, so that files which name the former distribution
-# still load.
-FORMER_GROUP = "jno.lora.former_distributions"
 
 # The version of hooks and contract. A plugin that needs a later `jno_lora_api` is left out.
 API_VERSION = 1
@@ -27,7 +20,7 @@ hookimpl = pluggy.HookimplMarker(PROJECT)
 
 
 @hookspec
-def jno_lora_wrappers() -> "Iterable[type[LoRAWrapper] | LazyAdapter]":  # pyright: ignore[reportReturnType]
+def jno_lora_wrappers() -> Iterable[Any]:  # pyright: ignore[reportReturnType]
     """Return the adapter classes that this plugin provides, or a `LazyAdapter` for each.
 
     Called when the plugin is loaded. If several threads load a plugin at the same time, each of
@@ -37,16 +30,10 @@ def jno_lora_wrappers() -> "Iterable[type[LoRAWrapper] | LazyAdapter]":  # pyrig
 
 
 @hookspec(firstresult=True)
-def jno_lora_select(  # pyright: ignore[reportReturnType]
-    path: str, leaf: Any, candidates: "Sequence[type[LoRAWrapper]]"
-) -> "type[LoRAWrapper] | None":
-    """Choose among adapters of equal priority that claim `leaf`, or layers inside of it.
+def jno_lora_sums() -> Any:
+    """Return the functions that add sets of adapters up: `jno.lora.extending.Sums`.
 
-    Called only for such a tie, in `wrapper="auto"` or in a variant that several third parties
-    provide: the zoo and our other plugins take precedence over third parties. Return one of
-    `candidates`, or `None` to leave the choice to the next plugin. A plugin that raises, or returns
-    anything else, is skipped with a warning. If no plugin chooses, the user gets an error that
-    names the candidates.
+    Called for `net.activate("a", "b")`, and for a model or a file with a sum.
     """
 
 

@@ -4,7 +4,7 @@ import contextlib
 import os
 
 from .._errors import reason_of, warn
-from ._plugins import find_plugins, reason_to_block
+from ._plugins import find_plugins, import_plugin, is_blocked
 
 # Its entry points are functions without arguments.
 GROUP = "jno.lora.inside_jno"
@@ -25,9 +25,9 @@ def call_inside_jno() -> None:
             "or set the environment variable JNO_LORA_JNO=0 to silence this warning."
         )
     for plugin in plugins:
-        if reason_to_block(plugin) is None:
+        if not is_blocked(plugin):
             try:
-                plugin.entry_point.load()()
+                import_plugin(plugin)()
             except Exception as err:
                 name = plugin.distribution
                 troubles.append(f"The plugin {name} failed inside jNO: {reason_of(err)}")

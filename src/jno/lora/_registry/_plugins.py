@@ -1,35 +1,78 @@
-"""Find and load plugins, and record the results."""
+"""Find and load plugins, and record which adapters each of them provides."""
 
 import contextlib
 import dataclasses
 import functools
 import os
 import re
+import threading
 import time
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from collections import UserDict
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Literal
 
 import pluggy
 
 from .._contract import LoRAWrapper, check_contract, squash
 from .._errors import PluginError
-from ._hookspecs import API_VERSION, ENTRY_POINT_GROUP, FORMER_GROUP, new_manager
-from ._lazy import LazyAdapter
-
-if TYPE_CHECKING:
-    from importlib_metadata import EntryPoint
+from ._hookspecs import API_VERSION, ENTRY_POINT_GROUP, new_manager
 
 ZOO_DISTRIBUTION = "jno-lora-zoo"
-ZOO_PACKAGE = "jno_lora_zoo"
+ZOO_PACKAGE = ZOO_DISTRIBUTION.replace("-", "_")
 
 IN_PROCESS = "(in-process)"  # the "distribution" of `jno.lora.register`
-PluginStatus = Literal["loaded", "blocked", "failed", "incompatible"]
+PluginStatus = Literal["found", "loaded", "blocked", "failed", "incompatible"]
+_LOCK = threading.Lock()  # held to keep a class that was created late
 BROKEN = ("failed", "incompatible")  # plugins that should have been loaded, and could not be
+
+
+class LazyAdapter:
+    """An adapter class that is created when `cls` is read, with the facts for looking it up.
+
+    For the plugins of this project. Other plugins create their classes when they are loaded, so
+    that a class that cannot be created only breaks its own plugin.
+
+    **Arguments:**
+
+    - `make`: creates the class. Threads that read `cls` at the same time may call `make` twice, and
+        all get the first class.
+    - `name`, `module`, `variant`, `auto`: the attributes of the class.
+
+    `made` is the class, or `None` if it was not created yet.
+    """
+
+    def __init__(
+        self, make: Callable[[], Any], *, name: str, module: str, variant: str | None, auto: bool
+    ):
+        self.__name__, self.__module__, self.variant, self.auto = name, module, variant, auto
+        self.made: type[LoRAWrapper] | None = None
+        self._make = make
+
+    @property
+    def cls(self) -> type[LoRAWrapper]:
+        """The class, always the same object."""
+        if self.made is None:
+            cls = self._make()
+            with _LOCK:
+                self.made = self.made or cls
+        assert self.made is not None
+        return self.made
+
+
+class ClassesByName(UserDict[str, Any]):
+    """Adapter classes by name. A class is created when it is read, from the item in `data`."""
+
+    def __init__(self, data: Mapping[str, Any]):
+        self.data = dict(data)
+
+    def __getitem__(self, name: str) -> type[LoRAWrapper]:
+        item = self.data[name]
+        return item if isinstance(item, type) else item.cls
 
 
 @dataclasses.dataclass(frozen=True)
 class RegisteredWrapper:
-    """One adapter and the plugin that provides it.
+    """One adapter and the distribution that provides it.
 
     `adapter` has the name, the variant and `auto` of the class, without creating the class.
     """
@@ -47,14 +90,14 @@ class RegisteredWrapper:
         return self.adapter.cls
 
     @property
-    def identity(self) -> object:
-        """The class, or the `LazyAdapter` of a class that was not created yet."""
-        return (isinstance(self.adapter, LazyAdapter) and self.adapter.made) or self.adapter
-
-    @property
     def name(self) -> str:
         """The name to use in `wrapper=`."""
         return self.adapter.__name__
+
+    @property
+    def qualified_name(self) -> str:
+        """The name of this class alone in `wrapper=`: `"distribution:Name"`."""
+        return f"{self.distribution}:{self.name}"
 
     @property
     def variant_word(self) -> str:
@@ -62,9 +105,9 @@ class RegisteredWrapper:
         return squash(self.adapter.variant or "")
 
     @property
-    def qualified_name(self) -> str:
-        """The name to use in `wrapper=` where `name` is ambiguous: `"distribution:Name"`."""
-        return f"{self.distribution}:{self.name}"
+    def precedence(self) -> int:
+        """Whose words go first: see `precedence_of`."""
+        return precedence_of(self.distribution)
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -72,8 +115,8 @@ class PluginRecord:
     """One plugin: its origin, its status, and the adapters that it provides.
 
     - `name`: the entry point's name; `value`: the module that it names.
-    - `status`: `"loaded"`, `"blocked"` (by `JNO_LORA_PLUGINS` or `JNO_LORA_BLOCK`), `"failed"` or
-        `"incompatible"` (asks for a newer `jno_lora_api`).
+    - `status`: `"loaded"`, `"blocked"` (by `JNO_LORA_BLOCK`), `"failed"` or `"incompatible"` (asks
+        for a newer `jno_lora_api`); `"found"` before loading.
     - `error`: the exception, or the reason, if the status is not `"loaded"`.
     - `seconds`: how long loading took.
     - `plugin`: the object that implements the hooks, if the plugin is loaded.
@@ -85,7 +128,7 @@ class PluginRecord:
     distribution: str
     version: str
     value: str
-    status: PluginStatus
+    status: PluginStatus = "found"
     error: BaseException | None = None
     seconds: float = 0.0
     wrappers: tuple[RegisteredWrapper, ...] = ()
@@ -97,9 +140,14 @@ class PluginRecord:
         return f"PluginRecord({self.describe()}, {self.status}, {len(self.wrappers)} adapters)"
 
     @property
-    def usable(self) -> bool:
-        """Whether its adapters can be used."""
-        return self.status == "loaded"
+    def key(self) -> tuple[str, ...]:
+        """The same for a plugin that is found again."""
+        return (self.name, self.distribution, self.version, self.value)
+
+    @property
+    def package(self) -> str:
+        """The name of its top-level package."""
+        return re.split(r"[.:]", self.value)[0]
 
     def describe(self) -> str:
         """For messages: distribution, version and entry point."""
@@ -108,48 +156,20 @@ class PluginRecord:
 
 
 def why_unusable(record: PluginRecord) -> str:
+    """Why a plugin cannot be used, for messages."""
     status = "has failed" if record.status == "failed" else f"is {record.status}"
     return f"{record.describe()} {status}: {type(record.error).__name__}: {record.error}"
 
 
-class InstalledPlugin(NamedTuple):
-    """An entry point of a plugin, not loaded yet."""
-
-    name: str
-    distribution: str
-    version: str
-    entry_point: "EntryPoint"
-
-    @property
-    def origin(self) -> tuple[str, str, str, str]:
-        """The first fields of a `PluginRecord`, equal if the same plugin is found again."""
-        return (self.name, self.distribution, self.version, self.entry_point.value)
-
-
-def find_plugins(
-    distribution: str | None = None, group: str = ENTRY_POINT_GROUP
-) -> tuple[InstalledPlugin, ...]:
-    """The plugins of one distribution, or of all: ours first, then by distribution and name.
-
-    If a distribution is not installed, its adapters may have moved to another distribution, which
-    declares this.
-    """
+def find_plugins(group: str = ENTRY_POINT_GROUP) -> tuple[PluginRecord, ...]:
+    """The installed plugins in order, without importing them."""
     import importlib_metadata
 
-    if distribution is None:
-        entries = importlib_metadata.entry_points()
-    else:
-        try:
-            entries = importlib_metadata.distribution(distribution).entry_points
-        except importlib_metadata.PackageNotFoundError:
-            name = normalise(distribution)
-            successors = importlib_metadata.entry_points(group=FORMER_GROUP, name=name)
-            return next((find_plugins(entry.dist.name) for entry in successors), ())
-    plugins: list[InstalledPlugin] = []
-    for entry in entries.select(group=group):
+    plugins: list[PluginRecord] = []
+    for entry in importlib_metadata.entry_points(group=group):
         with contextlib.suppress(importlib_metadata.MetadataNotFound):  # half removed
             name = normalise(entry.dist.name)
-            plugins.append(InstalledPlugin(entry.name, name, entry.dist.version, entry))
+            plugins.append(PluginRecord(entry.name, name, entry.dist.version, entry.value))
     return tuple(sorted(plugins, key=order))
 
 
@@ -166,25 +186,18 @@ def first_party() -> frozenset[str]:
     return frozenset(name for name in names if name.startswith("jno-lora-"))
 
 
-def order(plugin: InstalledPlugin | PluginRecord) -> tuple[int, str, str]:
-    """The sort key: first-party plugins, then by distribution and name, then of this process."""
-    if plugin.distribution == IN_PROCESS:
-        return (2, "", "")  # as they were registered
-    return (int(plugin.distribution not in first_party()), plugin.distribution, plugin.name)
-
-
-def standing(wrapper: RegisteredWrapper) -> int:
-    """The precedence for a word: 0 for the zoo, 1 for our plugins, 2 for third parties."""
-    if is_of_zoo(wrapper):
+def precedence_of(distribution: str) -> int:
+    """0 for the zoo, 1 for our other plugins, 2 for third parties."""
+    if distribution == ZOO_DISTRIBUTION:
         return 0
-    return 1 if wrapper.distribution in first_party() else 2
+    return 1 if distribution in first_party() else 2
 
 
-def is_of_zoo(wrapper: RegisteredWrapper) -> bool:
-    """Whether the zoo provides an adapter, or a user registered the zoo's class."""
-    if wrapper.distribution == IN_PROCESS:
-        return wrapper.adapter.__module__.partition(".")[0] == ZOO_PACKAGE
-    return wrapper.distribution == ZOO_DISTRIBUTION
+def order(plugin: PluginRecord) -> tuple[Any, ...]:
+    """The sort key: by precedence, distribution and name; then plugins of this process."""
+    if plugin.distribution == IN_PROCESS:
+        return (3,)  # as they were registered
+    return (precedence_of(plugin.distribution), plugin.distribution, plugin.name)
 
 
 def normalise(name: str) -> str:
@@ -192,66 +205,88 @@ def normalise(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-def names_in(variable: str) -> set[str]:
-    """The normalised names in a comma-separated environment variable."""
-    names = os.environ.get(variable, "").split(",")
+def blocked_names() -> set[str]:
+    """The normalised names in the environment variable `JNO_LORA_BLOCK`."""
+    names = os.environ.get("JNO_LORA_BLOCK", "").split(",")
     return {normalise(name.strip()) for name in names if name.strip()}
 
 
-def reason_to_block(installed: InstalledPlugin) -> str | None:
-    blocked = names_in("JNO_LORA_BLOCK")
-    if installed.distribution in blocked or normalise(installed.name) in blocked:
-        return "it is named in JNO_LORA_BLOCK"
-    allowed = {*first_party(), *names_in("JNO_LORA_PLUGINS")}
-    if "JNO_LORA_PLUGINS" in os.environ and installed.distribution not in allowed:
-        return "it is not named in JNO_LORA_PLUGINS, the list of allowed distributions"
-    return None
+def is_blocked(plugin: PluginRecord) -> bool:
+    return not blocked_names().isdisjoint({plugin.distribution, normalise(plugin.name)})
 
 
-def load_plugin(plugin: InstalledPlugin) -> PluginRecord:
+def import_plugin(plugin: PluginRecord) -> Any:
+    """The object that the entry point of a plugin names."""
+    import importlib_metadata
+
+    return importlib_metadata.EntryPoint(plugin.name, plugin.value, "").load()
+
+
+def load_plugin(plugin: PluginRecord) -> PluginRecord:
     """Import a plugin, unless it is blocked, and get its adapters. Errors are recorded."""
-    if reason := reason_to_block(plugin):
-        error = PluginError(f"{plugin.distribution} is blocked: {reason}")
-        return PluginRecord(*plugin.origin, "blocked", error)
+
+    def unusable(status: PluginStatus, error: BaseException) -> PluginRecord:
+        return dataclasses.replace(plugin, status=status, error=error)
+
+    if is_blocked(plugin):
+        why = f"{plugin.distribution} is blocked: it is named in JNO_LORA_BLOCK"
+        return unusable("blocked", PluginError(why))
     start = time.perf_counter()
     try:
-        module = plugin.entry_point.load()
+        module = import_plugin(plugin)
         wanted = getattr(module, "jno_lora_api", API_VERSION)
         if wanted > API_VERSION:
-            needs = f"it was written for plugin API {wanted}, this jno-lora has {API_VERSION}"
-            advice = "upgrade jno-lora, or install an older version of the plugin"
-            return PluginRecord(*plugin.origin, "incompatible", PluginError(f"{needs}: {advice}"))
-        record = record_of(module, *plugin.origin)
+            why = (
+                f"it was written for plugin API {wanted}, this jno-lora has {API_VERSION}: "
+                "upgrade jno-lora, or install an older version of the plugin"
+            )
+            return unusable("incompatible", PluginError(why))
+        record = loaded(plugin, module)
     except (Exception, SystemExit) as err:  # a script without `if __name__ == "__main__"` exits
-        record = PluginRecord(*plugin.origin, "failed", err)
+        record = unusable("failed", err)
     return dataclasses.replace(record, seconds=time.perf_counter() - start)
 
 
-def record_of(plugin: Any, name: str, distribution: str, version: str, value: str) -> PluginRecord:
-    """The record of an object that implements hooks.
+def loaded(record: PluginRecord, plugin: Any) -> PluginRecord:
+    """The record of a plugin that is loaded: an adapter class, or an object that implements hooks.
 
     **Raises:** `PluginError`, `TypeError` or `WrapperError` for a mistake in the plugin.
     """
-    hooks = _hooks_of(plugin)
-    adapters: dict[Any, None] = {}
-    for hook in hooks:
-        if hook.name == "jno_lora_wrappers":
-            (returned,) = hook() or [None]  # pluggy leaves out a result of `None`
-            if not isinstance(returned, Iterable):
-                raise TypeError(
-                    "`jno_lora_wrappers` must return an iterable of LoRAWrapper classes, "
-                    f"but returned {returned!r}"
-                )
-            adapters = dict.fromkeys(returned)
-    for adapter in adapters:
+    is_class = isinstance(plugin, type)
+    hooks = () if is_class else _hooks_of(plugin)
+    adapters: Iterable[Any] = [plugin] if is_class else _adapters_from(hooks)
+    wrappers: list[RegisteredWrapper] = []
+    for adapter in dict.fromkeys(adapters):
         if not isinstance(adapter, LazyAdapter):
             check_contract(adapter)
-    wrappers = tuple(RegisteredWrapper(adapter, distribution, version) for adapter in adapters)
-    defaults = getattr(plugin, "jno_lora_defaults", ()) if any(map(is_of_zoo, wrappers)) else ()
-    origin = (name, distribution, version, value)
-    return PluginRecord(
-        *origin, "loaded", wrappers=wrappers, plugin=plugin, hooks=hooks, defaults=defaults
+        # The zoo's classes are the zoo's, also if an application registers them.
+        is_of_zoo = adapter.__module__.partition(".")[0] == ZOO_PACKAGE
+        is_by_hand = record.distribution == IN_PROCESS
+        owner = ZOO_DISTRIBUTION if is_of_zoo and is_by_hand else record.distribution
+        wrappers.append(RegisteredWrapper(adapter, owner, record.version))
+    is_zoo = any(wrapper.distribution == ZOO_DISTRIBUTION for wrapper in wrappers)
+    return dataclasses.replace(
+        record,
+        status="loaded",
+        wrappers=tuple(wrappers),
+        plugin=plugin,
+        hooks=hooks,
+        defaults=getattr(plugin, "jno_lora_defaults", ()) if is_zoo else (),
     )
+
+
+def _adapters_from(hooks: Iterable[pluggy.HookCaller]) -> Iterable[Any]:
+    """What the hook `jno_lora_wrappers` returns, if a plugin implements it."""
+    for hook in hooks:
+        if hook.name == "jno_lora_wrappers":
+            (adapters,) = hook() or [None]  # pluggy leaves out a result of `None`
+            if isinstance(adapters, Iterable):
+                return adapters
+            raise TypeError(
+                "`jno_lora_wrappers` must return an iterable of LoRAWrapper classes, "
+                f"but returned {adapters!r}"
+            )
+    return ()
 
 
 def _hooks_of(plugin: Any) -> tuple[pluggy.HookCaller, ...]:

@@ -68,6 +68,7 @@ class LoraReport(Printed[ReportRow]):
         a complex number counts as two parameters.
     - `merge_errors`: whether the merge errors were measured.
     - `left_out`: the layers whose matrices have no adapter and do not train.
+    - `inactive`: how many named sets of adapters a `Net` keeps outside the model.
     """
 
     rows: tuple[ReportRow, ...]
@@ -75,6 +76,7 @@ class LoraReport(Printed[ReportRow]):
     total: int
     merge_errors: bool = False
     left_out: LeftOut = dataclasses.field(default_factory=LeftOut)
+    inactive: int = 0
 
     @property
     def percentage(self) -> float:
@@ -85,7 +87,10 @@ class LoraReport(Printed[ReportRow]):
         return f"LoraReport({self._title()}, {self._caption()})"
 
     def _title(self) -> str:
-        return f"{len(self.rows)} adapted {'layer' if len(self.rows) == 1 else 'layers'}"
+        layers = f"{len(self.rows)} adapted {'layer' if len(self.rows) == 1 else 'layers'}"
+        return (
+            f"{layers}, inactive sets: {self.inactive} (net.activate)" if self.inactive else layers
+        )
 
     def _caption(self) -> str:
         return f"{self.trainable:,} of {self.total:,} parameters train ({self.percentage:.2f} %)"

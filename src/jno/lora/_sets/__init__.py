@@ -1,6 +1,15 @@
 """Sets of adapters without their model: extract them, and swap them."""
 
-from ._members import Member, SeveralAdapters, Weights, members_of
+from ._members import (
+    Member,
+    NamedSet,
+    NamedSets,
+    SeveralAdapters,
+    Sums,
+    Trains,
+    Weights,
+    members_of,
+)
 from ._set import (
     AdapterSet,
     LayerForm,

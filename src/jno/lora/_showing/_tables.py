@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 Row = TypeVar("Row")
 
+_WIDEST = 60  # characters of a cell in a line, in all columns but the first
+
 
 @dataclasses.dataclass(frozen=True)
 class Table:
@@ -33,8 +35,10 @@ class Table:
         shown = RichTable(title=Text(self.title, style="table.title"), box=box.SIMPLE_HEAD)
         shown.caption = Text(self.caption, style="table.caption") if self.caption else None
         shown.title_justify = shown.caption_justify = "left"
-        for heading, justify in self.columns:
-            shown.add_column(Text(heading), justify=justify, overflow="fold")  # pyright: ignore[reportArgumentType]
+        for index, (heading, justify) in enumerate(self.columns):
+            # Paths, in the first column, stay whole, so that they can be copied and searched.
+            width = _WIDEST if index else None
+            shown.add_column(Text(heading), justify=justify, overflow="fold", max_width=width)  # pyright: ignore[reportArgumentType]
         for row in self.rows:
             shown.add_row(*map(Text, row))  # as `Text`, because names of layers are not markup
         return shown
@@ -43,7 +47,7 @@ class Table:
         from rich.console import Console
 
         out = io.StringIO()
-        # No line is folded: the text goes into logs, files and other programs. Without
+        # The width of a terminal does not matter: the text goes into logs and files. Without
         # `force_jupyter=False`, rich would show the table in a notebook as well.
         console = Console(file=out, width=10_000, force_terminal=False, force_jupyter=False)
         # Rich would fold the title and the caption to the width of the table.

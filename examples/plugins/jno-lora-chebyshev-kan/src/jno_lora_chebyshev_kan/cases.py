@@ -3,7 +3,7 @@
 import jax
 
 import jno_lora_chebyshev_kan
-from jno.lora.testing import WrapperCase
+from jno_lora_testing import WrapperCase
 from jno_lora_zoo import adapters_defined_in
 
 # Methods of different structure get all checks, and the others the checks that compare values.

@@ -5,7 +5,7 @@ import jax
 import numpy as np
 
 import jno_lora_sine_lora
-from jno.lora.testing import WrapperCase, standard_cases
+from jno_lora_testing import WrapperCase, standard_cases
 
 
 def law(adapter):

@@ -5,9 +5,8 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from jno.lora import JnoLoraError, merge_lora
+from jno.lora import JnoLoraError, Table, merge_lora
 from jno.lora.extending import Printed, table
-from jno.lora.types import Table
 from jno_lora_zoo import in_taylor_mode
 
 from .._box import is_declared, refuse_dropout, unadapted

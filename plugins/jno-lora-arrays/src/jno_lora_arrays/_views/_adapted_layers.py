@@ -11,8 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from jno.lora import LoRAWrapper, MatrixAdapter
-from jno.lora.coded import is_coded
-from jno.lora.extending import over_stack
+from jno.lora.extending import is_coded, over_stack
 from jno_lora_zoo import (
     LAYER_KINDS,
     EmbeddingLayer,

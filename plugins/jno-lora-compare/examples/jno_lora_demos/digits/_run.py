@@ -13,7 +13,8 @@ from matplotlib.axes import Axes
 from rich.console import Console
 
 from jno.lora import Net, merge_lora
-from jno.lora.extending import Bar, default_registry, new_picture, table
+from jno.lora.extending import Bar, default_registry, table
+from jno_lora_combine import new_picture
 from jno_lora_compare._fitting import parameter_count
 from jno_lora_train import Trainer
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from jno.lora.extending import new_picture
+from jno_lora_combine import new_picture
 
 from .. import burgers
 from .._style import GREY, STYLE, save

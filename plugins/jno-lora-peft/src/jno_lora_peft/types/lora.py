@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from .._errors import MisfitError
-from .._names import PREFIX
+from ..errors import MisfitError
+from ..names import PREFIX
 from .type import METHODS, Adapter, Converted, Module, Modules, Setting, Tensors, Type, Written
 
 # PEFT's name for the update of a bias, which it multiplies by the scale.
@@ -85,7 +85,7 @@ class LORA(Type):
             if adapter.scale == 0 or is_dora or layout.kind == "embedding":
                 raise MisfitError("PEFT trains biases by LoRA of a scale other than 0")
             tensors[BIAS] = arrays["bias_update"] / np.float32(adapter.scale)
-        settings = {"init_lora_weights": True, "lora_dropout": 0.0, "use_dora": is_dora}
+        settings = {"init_lora_weights": True, "use_dora": is_dora}
         settings["alora_invocation_tokens"] = tokens
         return adapter.written(tensors, settings, rank=rank)
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from jno_lora_zoo import daubechies
 
-from .._errors import MisfitError
+from ..errors import MisfitError
 from ..layouts import Shape
 from .type import Adapter, Converted, Module, Modules, Setting, Type, Written
 

@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 
-from .._errors import MisfitError
+from ..errors import MisfitError
 from ..layouts import Shape
 from .type import METHODS, Adapter, Converted, Module, Setting, Type, Written, alpha_for, factors
 

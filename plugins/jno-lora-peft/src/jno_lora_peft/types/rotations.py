@@ -7,7 +7,7 @@ import numpy as np
 
 from jno_lora_zoo import series_for
 
-from .._errors import MisfitError
+from ..errors import MisfitError
 from .type import Adapter, Converted, Module, Modules, Setting, Type, Written
 
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from .._errors import MisfitError
-from .._names import PREFIX
+from ..errors import MisfitError
+from ..names import PREFIX
 from .type import Adapter, Converted, Module, Modules, Setting, Type, Written
 
 # Lily: layers that share the second factors, mixed by the input, as `Lily` of jno-lora-routed.

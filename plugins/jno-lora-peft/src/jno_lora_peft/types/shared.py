@@ -8,9 +8,9 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from .._errors import MisfitError
-from .._names import PREFIX
+from ..errors import MisfitError
 from ..layouts import Shape
+from ..names import PREFIX
 from .positions import normal
 from .type import Adapter, Converted, Module, Modules, Setting, Tensors, Type, Written
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from jno_lora_zoo import METHODS as _METHODS
 
-from .._errors import MisfitError
+from ..errors import MisfitError
 from ..layouts import Layout, Shape
 
 Tensors = Mapping[str, np.ndarray]
@@ -139,6 +139,7 @@ class Adapter:
 
     - `path`: of its layer, with its index in a stack: `layers/q_proj[3]`; `index`: that index.
     - `scale`: of its update, if it is LoRA; `shared`: arrays of several adapters, by field.
+    - `dropout`: the probability by which training drops inputs of its update.
     """
 
     path: str
@@ -146,11 +147,12 @@ class Adapter:
     variant: str
     state: Tensors
     rank: int
-    alpha: float
+    alpha: Any  # `None` if the method has no alpha
     layout: Layout
     has_bias: bool
     scale: float = 1.0
     shared: Tensors = dataclasses.field(default_factory=dict)
+    dropout: float = 0.0
 
     def written(self, tensors: Tensors, settings: Mapping[str, Any], **changes: Any) -> "Written":
         """The adapter with these tensors in PEFT; `changes` are PEFT's rank and alpha."""
@@ -265,11 +267,11 @@ def floating(tensors: Tensors) -> Tensors:
     return wide
 
 
-def alpha_for(variant: str, rank: int, scale: float, given: float) -> float:
+def alpha_for(variant: str, rank: int, scale: float, given: float | None) -> float:
     """The alpha for this scale: the given alpha if it gives the scale up to rounding."""
     # The scale of the adapters of jno-lora-routed is LoRA's.
     alpha = scale / METHODS["lora" if variant in ROUTED else variant].scale_for(rank, 1.0)
-    return float(given) if math.isclose(alpha, given) else alpha
+    return alpha if given is None or not math.isclose(alpha, given) else float(given)
 
 
 def factors(kernel: np.ndarray) -> Factors:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from .._errors import MisfitError
+from ..errors import MisfitError
 from ..layouts import Layout, Shape
 from .type import Adapter, Converted, Module, Modules, Type, Written
 

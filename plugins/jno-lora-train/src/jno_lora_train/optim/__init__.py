@@ -1,6 +1,6 @@
-"""Optimisers for adapters, as optax transformations: `jno.lora.optim`.
+"""Optimisers for adapters, as optax transformations: `jno_lora_train.optim`.
 
-    from jno.lora.optim import lora_plus
+    from jno_lora_train.optim import lora_plus
 
     optimiser = lora_plus(optax.adam(1e-4), ratio=16)
 

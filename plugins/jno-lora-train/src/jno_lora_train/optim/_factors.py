@@ -7,7 +7,7 @@ import jax.tree_util as jtu
 from jaxtyping import PyTree
 
 from jno.lora import LoRAWrapper, MatrixAdapter
-from jno.lora.parts import is_adapter
+from jno.lora.extending import is_adapter
 
 KeyPath = tuple[Any, ...]
 

@@ -10,8 +10,16 @@ import optax
 from jaxtyping import Array, Inexact, PyTree
 
 from jno.lora import LoRAWrapper, MatrixAdapter, SelectionError
-from jno.lora.extending import bullets, expect_model, gauss_jordan, path_str, show_path
-from jno.lora.parts import at_least_float32, is_adapter, members_of
+from jno.lora.extending import (
+    at_least_float32,
+    bullets,
+    expect_model,
+    gauss_jordan,
+    is_adapter,
+    members_of,
+    path_str,
+    show_path,
+)
 
 from ._factors import ADVICE, KeyPath, Product, products
 

@@ -12,8 +12,7 @@ from jax.core import Tracer
 from jaxtyping import Array, PyTree
 
 from jno.lora import SelectionError
-from jno.lora.extending import bullets, expect_model, nearest, path_str, show_path
-from jno.lora.parts import check_number
+from jno.lora.extending import bullets, check_number, expect_model, nearest, path_str, show_path
 
 from ._factors import ADVICE, KeyPath, factors
 

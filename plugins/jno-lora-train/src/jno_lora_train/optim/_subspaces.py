@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Inexact, PRNGKeyArray, PyTree
 
 from jno.lora import LoRAWrapper, MatrixAdapter, SelectionError, resolve
 from jno.lora.extending import (
+    at_least_float32,
     bullets,
     expect_model,
     over_stack,
@@ -20,8 +21,9 @@ from jno.lora.extending import (
     run,
     show_array,
     show_path,
+    stable_hash,
+    widest,
 )
-from jno.lora.parts import at_least_float32, stable_hash, widest
 
 from ._factors import ADVICE, KeyPath, Product, factors, products
 

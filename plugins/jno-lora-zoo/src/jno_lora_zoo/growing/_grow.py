@@ -12,19 +12,19 @@ import jax.tree_util as jtu
 from jaxtyping import PRNGKeyArray
 
 from jno.lora import LoRAWrapper, SelectionError, load_adapters, read_adapters
-from jno.lora.coded import is_coded
 from jno.lora.extending import (
     bullets,
     expect_model,
+    is_coded,
     layers_at,
     modules_by_path,
     nearest,
     norms_around,
     over_stack,
     path_str,
+    replace_layers,
     show_path,
 )
-from jno.lora.parts import replace_layers
 
 from .._weighted import with_attributes
 from .adapters import Grown, GrownConv, GrownEmbedding, GrownLinear

@@ -31,6 +31,7 @@ class Grown(Method):
     adapter_fields = ("new_rows", "new_columns")
     optional_fields = ("new_bias",)
     variant = "grown"
+    has_alpha = False
     # The axis of the matrix to which `start` applies: outputs, or the tokens of a table.
     start_axis: ClassVar[int] = 0
     about = About(family="sparse", formula="rows in + columns (out - rows)")

@@ -12,7 +12,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from jno.lora import WrapperError
-from jno.lora.coded import class_of, is_coded
+from jno.lora.extending import class_of, is_coded
 
 from .._arrays import (
     Matrix,

@@ -10,7 +10,7 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
 from jno.lora import LinearLike
-from jno.lora.coded import is_coded
+from jno.lora.extending import is_coded
 
 from .._arrays import Matrix, cast_like, describe, dtype_of, is_float_array
 from .._derivatives import recomputed

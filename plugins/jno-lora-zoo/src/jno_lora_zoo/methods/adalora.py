@@ -21,9 +21,9 @@ class AdaLoRA(Scaled):
 
     A direction whose entry of `E` is zero has no effect. `AdaLoRAController`, the paper's
     allocator, moves rank between layers by setting entries to zero, which changes no shapes;
-    `jno.lora.shrink` then removes these directions. The penalty `||A A^T - I||^2 + ||B^T B - I||^2`
-    (Frobenius norms; see `jno.lora.penalty`) keeps rows of `A` and columns of `B` orthonormal. With
-    the variances here, they start almost orthonormal.
+    `jno_lora_combine.shrink` then removes these directions. The penalty
+    `||A A^T - I||^2 + ||B^T B - I||^2` (Frobenius norms; see `jno_lora_train.penalty`) keeps rows
+    of `A` and columns of `B` orthonormal. With the variances here, they start almost orthonormal.
 
     Paper: Zhang et al., "AdaLoRA: Adaptive Budget Allocation for Parameter-Efficient Fine-Tuning",
     arXiv:2303.10512. PEFT starts both factors from `N(0, 0.02^2)`, and divides by `r + 1e-5`.

@@ -41,6 +41,7 @@ class BOFT(Method):
 
     adapter_fields = ("Q_blocks", "s")
     variant = "boft"
+    has_alpha = False
     about = cited(
         "2311.06243",
         family="rotation",

@@ -35,6 +35,7 @@ class C3A(Additive):
 
     adapter_fields = ("kernel",)
     variant = "c3a"
+    has_alpha = False
     about = cited(
         "2407.19342",
         family="structured",

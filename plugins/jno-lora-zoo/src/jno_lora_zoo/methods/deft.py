@@ -35,6 +35,7 @@ class DEFT(Method):
 
     adapter_fields = ("P", "R")
     variant = "deft"
+    has_alpha = False
     about = cited(
         "2509.22793",
         family="low rank",

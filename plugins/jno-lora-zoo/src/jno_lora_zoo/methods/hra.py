@@ -19,8 +19,9 @@ class HRA(Method):
 
     Law: `W' = W H_1 H_2 ... H_r` with `H_i = I - 2 u_i u_i^T / (u_i^T u_i)`. `U` `(in, r)` has the
     vectors `u_i` as columns; `r in` parameters train. Each pair of neighbours starts equal, at
-    random, and two equal reflections are the identity. An odd rank is therefore rounded up; it may
-    exceed the layer's sizes. A vector of zeros reflects nothing. `alpha` is ignored.
+    random, and two equal reflections are the identity, without a rounding. An odd rank is therefore
+    rounded up; it may exceed the layer's sizes. A vector of zeros reflects nothing. `alpha` is
+    ignored.
 
     `gram_schmidt=True` makes the vectors orthonormal first, so that `W' = W (I - 2 U U^T)` (the
     paper's regulariser at infinity). Because such a product is never the identity, the adapted
@@ -38,6 +39,7 @@ class HRA(Method):
 
     adapter_fields = ("U",)
     variant = "hra"
+    has_alpha = False
     about = cited("2405.17484", family="rotation", formula="r in")
 
     U: Float[Array, "in r"]
@@ -66,25 +68,23 @@ class HRA(Method):
     def options_of(cls, state: Mapping[str, Array]) -> dict[str, Any]:
         return {"gram_schmidt": "gram_schmidt" in state}
 
-    def factors(self, W: Matrix) -> tuple[Float[Array, "in r"], Float[Array, "r r"]]:
-        """`U` and `T` of the product `I - U T U^T`, in the dtype of `W`."""
+    def factors(self, W: Matrix) -> tuple[Float[Array, "in r"], Float[Array, "in r"]]:
+        """`L` and `R` of the product `I - L R^T`, in the dtype of `W`."""
         U = self.U.astype(W.dtype)
-        if self.gram_schmidt is not None:
-            U = orthonormal(U)
-        return U, reflections(U)
+        return reflections(U if self.gram_schmidt is None else orthonormal(U))
 
     def law(self, W: Matrix) -> Matrix:
-        U, T = self.factors(W)
-        return W - W @ U @ T @ U.T
+        L, R = self.factors(W)
+        return W - (W @ L) @ R.T
 
     def low_rank_update(self) -> tuple[Array, Array]:
         W = self.matrix(self.base)
-        U, T = self.factors(W)
-        return U.T, -(W @ U) @ T
+        L, R = self.factors(W)
+        return R.T, -(W @ L)
 
     def forward(self, x: Any) -> Array:
         if self.reads_features():
-            U, T = self.factors(self.matrix(self.base))
-            return self.product(x, before=lambda v: v - mixed(mixed(v, T @ U.T), U))
+            L, R = self.factors(self.matrix(self.base))
+            return self.product(x, before=lambda v: v - mixed(mixed(v, R.T), L))
         A, B = self.low_rank_update()
         return self.plus(x, Update(lambda: B @ A, column=lambda i: B @ A[:, i]))

@@ -24,6 +24,7 @@ class IA3(Method):
 
     adapter_fields = ("scale",)
     variant = "ia3"
+    has_alpha = False
     about = cited("2205.05638", family="scale", formula="out")
     _rank_limits = ()
     scales_rows_only = True
@@ -55,6 +56,7 @@ class IA3In(Method):
 
     adapter_fields = ("scale",)
     variant = "ia3-in"
+    has_alpha = False
     about = cited("2205.05638", family="scale", formula="in")
     _rank_limits = ()
 

@@ -36,6 +36,7 @@ class MiSS(Additive):
 
     adapter_fields = ("D",)
     variant = "miss"
+    has_alpha = False
     about = cited(
         "2409.15371",
         family="structured",

@@ -33,6 +33,7 @@ class OFT(Method):
 
     adapter_fields = ("Q_blocks",)
     variant = "oft"
+    has_alpha = False
     about = cited("2306.07280", family="rotation", formula="ceil(out / r) r^2")
     _rank_limits = ("out",)
 

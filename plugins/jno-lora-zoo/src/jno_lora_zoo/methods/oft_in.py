@@ -41,6 +41,7 @@ class OFTIn(Method):
 
     adapter_fields = ("Q_packed",)
     variant = "oft-in"
+    has_alpha = False
     about = cited("2506.19847", family="rotation", formula="ceil(in / r) r (r - 1) / 2")
     _rank_limits = ("in",)
 

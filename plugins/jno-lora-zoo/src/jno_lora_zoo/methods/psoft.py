@@ -36,6 +36,7 @@ class PSOFT(SingularCore):
 
     adapter_fields = ("Q_packed", "a", "b")
     variant = "psoft"
+    has_alpha = False
     about = cited("2505.11235", family="rotation", formula="r (r - 1) / 2 + 2 r")
 
     Q_packed: Float[Array, " packed"]

@@ -40,6 +40,7 @@ class RoAd(Method):
 
     adapter_fields = ("theta", "scale")
     variant = "road"
+    has_alpha = False
     about = cited("2409.00119", family="rotation", formula="2 ceil(out / 2)")
     _rank_limits = ()
 

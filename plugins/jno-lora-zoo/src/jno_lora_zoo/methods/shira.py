@@ -17,6 +17,7 @@ class Scattered(Method):
     """`W' = W + U`, where `U` has trained values at some positions, and zeros elsewhere."""
 
     adapter_fields = ("values",)
+    has_alpha = False
 
     values: Float[Array, " n"]
     positions: Shaped[Array, "n 4"]

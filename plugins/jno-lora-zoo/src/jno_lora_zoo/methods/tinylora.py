@@ -30,6 +30,7 @@ class TinyLoRA(SingularCore):
 
     adapter_fields = ("v",)
     variant = "tinylora"
+    has_alpha = False
     about = cited("2602.04118", family="singular", formula="u")
 
     v: Float[Array, " u"]

@@ -28,8 +28,8 @@ class VeRAShared(BetweenVectors):
     `(r, num_embeddings)`: VeRA, which stores no matrix, suits large tables better.
 
     Paper: Kopiczko et al., "VeRA: Vector-based Random Matrix Adaptation", arXiv:2310.11454. The
-    paper has no scale: the default `alpha = 1`. Every adapter has the same two arrays. Only a stack
-    of layers run by a scan needs `jno.lora.resolve(model)` in the loss.
+    paper has no scale: the default `alpha = 1`. Every adapter has the same two arrays, and a stack
+    of layers has a copy for each layer.
     """
 
     variant = "vera-shared"
