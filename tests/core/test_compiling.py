@@ -1,12 +1,10 @@
-"""`call_compiled`: one program per signature, unchanged arguments stay the objects they were.
+"""`run`: one program per form of its arguments, unchanged arguments stay the objects they were.
 
 While a weight is decomposed, BLAS has one thread.
 """
 
 import dataclasses
 import enum
-import functools
-from collections.abc import Callable
 
 import equinox as eqx
 import jax
@@ -17,16 +15,13 @@ import scipy.linalg.cython_lapack  # noqa: F401  # what JAX calls
 import threadpoolctl
 
 from jno.lora import apply_lora, merge_lora, unwrap_lora
-from jno.lora._compute import _program
-from jno.lora._compute._jaxprs import is_random_start
 from jno.lora._compute._lapack import decomposes, one_blas_thread
-from jno.lora._compute._program import call_compiled
-from jno.lora.extending import equations_in, gauss_jordan, static_key
+from jno.lora.extending import equations_in, gauss_jordan, run
 
 from .toys import ToyConv, ToyLinear, shaken
 
 
-def test_layers_of_one_signature_share_a_program(getkey):
+def test_layers_of_one_form_share_a_program(getkey):
     traces = []
 
     def doubled(layer, factor):
@@ -35,15 +30,15 @@ def test_layers_of_one_signature_share_a_program(getkey):
 
     layers = [eqx.nn.Linear(3, 2, key=getkey()) for _ in range(5)]
     for layer in layers:
-        result = call_compiled(doubled, layer, 2.0)
+        result = run(doubled, layer, 2.0)
         np.testing.assert_array_equal(result.weight, 2 * layer.weight)
         assert result.bias is layer.bias
-    after_one_signature = len(traces)
-    assert after_one_signature <= 2  # for the shapes, and for the program
-    call_compiled(doubled, eqx.nn.Linear(4, 2, key=getkey()), 2.0)
-    call_compiled(doubled, layers[0], 3.0)
-    assert len(traces) == 3 * after_one_signature
-    unchanged = jax.tree.leaves(call_compiled(lambda m: m, layers[0]))
+    after_one_form = len(traces)
+    assert after_one_form <= 2  # for the shapes, and for the program
+    run(doubled, eqx.nn.Linear(4, 2, key=getkey()), 2.0)
+    run(doubled, layers[0], 3.0)
+    assert len(traces) == 3 * after_one_form
+    unchanged = jax.tree.leaves(run(lambda m: m, layers[0]))
     assert all(x is y for x, y in zip(unchanged, jax.tree.leaves(layers[0]), strict=True))
 
 
@@ -68,10 +63,25 @@ def test_static_values_that_are_equal_but_not_the_same_are_kept_apart(inside):
 
     tags = [inside(value) for value in (1, 1.0, True, Mode.B, 0.0, -0.0)]
     for tag in tags:
-        module, kept = call_compiled(tagged, Tagged(jnp.ones(2), tag), tag)
+        module, kept = run(tagged, Tagged(jnp.ones(2), tag), tag)
         assert repr(module.tag) == repr(tag) == repr(kept[0])
-    keys = [static_key(jax.tree.structure({"a": Tagged(1, tag)})) for tag in (*tags, inside(2))]
-    assert len({*keys}) == len(tags) and keys[-1] == keys[0]  # by type
+
+
+@pytest.mark.filterwarnings("ignore:.*set as static")
+def test_static_values_that_cannot_be_hashed_or_compared_are_no_obstacle():
+    def scaled(module):
+        return module.weight * module.tag[0]
+
+    for number in (2, 3):
+        for tag in ([number], [np.full(2, float(number))]):
+            np.testing.assert_array_equal(run(scaled, Tagged(jnp.ones(2), tag)), [number, number])
+        np.testing.assert_array_equal(run(lambda x, tag: x * max(tag), 1.0, {number}), number)
+
+
+def test_a_static_field_that_keeps_a_traced_array_gets_the_array_itself():
+    with pytest.warns(UserWarning, match="set as static"):
+        (tagged,) = run(lambda x, tag: [Tagged(x, tag)], jnp.ones(2), jnp.ones(()))
+    assert tagged.tag == 1
 
 
 def test_a_function_that_cannot_be_compiled_is_called_as_it_is_and_fails_with_its_own_error():
@@ -81,9 +91,9 @@ def test_a_function_that_cannot_be_compiled_is_called_as_it_is_and_fails_with_it
         calls.append(x)
         raise error("mine: RESOURCE_EXHAUSTED")
 
-    assert call_compiled(lambda x: float(x) + x, jnp.array(2.0)) == 4.0
+    assert run(lambda x: float(x) + x, jnp.array(2.0)) == 4.0
     with pytest.raises(KeyError, match="mine"):
-        call_compiled(fails, jnp.ones(2), KeyError)
+        run(fails, jnp.ones(2), KeyError)
     assert len(calls) == 1  # an exhausted machine is not asked for more
 
 
@@ -94,11 +104,11 @@ def test_unhashable_values_traced_arrays_numpys_arrays_and_raw_keys_are_no_obsta
     def draw(key, x):
         return jax.random.normal(key, x.shape) + x
 
-    assert call_compiled(total, jnp.ones(()), {"a": [1, 2]}) == 1
-    traced = jax.jit(lambda x: call_compiled(total, x, {"a": 1, "b": 2}))(jnp.ones(()))
+    assert run(total, jnp.ones(()), {"a": [1, 2]}) == 1
+    traced = jax.jit(lambda x: run(total, x, {"a": 1, "b": 2}))(jnp.ones(()))
     assert traced == 2
     x = np.zeros(3, np.float32)
-    typed, raw = (call_compiled(draw, key(1), x) for key in (jax.random.key, jax.random.PRNGKey))
+    typed, raw = (run(draw, key(1), x) for key in (jax.random.key, jax.random.PRNGKey))
     np.testing.assert_array_equal(typed, raw)
 
 
@@ -106,83 +116,9 @@ def test_other_settings_make_another_program():
     def ones(x):
         return x + jnp.zeros(2)
 
-    assert call_compiled(ones, jnp.ones(2)).dtype == jnp.float32
+    assert run(ones, jnp.ones(2)).dtype == jnp.float32
     with jax.enable_x64(True):
-        assert call_compiled(ones, jnp.ones(2)).dtype == jnp.float64
-
-
-class Keeps(eqx.Module):
-    function: Callable
-    static: Callable = eqx.field(static=True)
-
-
-KEEPING = {
-    "a closure": lambda size: lambda y: y * size,
-    "a closure of a closure": lambda size: (lambda f: lambda y: f(y))(lambda y: y * size),
-    "a partial": lambda size: functools.partial(jnp.multiply, size),
-}
-
-
-@pytest.mark.parametrize("keep", KEEPING.values(), ids=KEEPING.keys())
-@pytest.mark.parametrize("field", ["function", "static"])
-def test_a_function_that_keeps_a_computed_array_is_usable_afterwards(keep, field):
-    def make(x):
-        return Keeps(**{"function": abs, "static": abs, field: keep(jnp.sum(x))})
-
-    assert getattr(call_compiled(make, jnp.ones(3)), field)(2.0) == 6.0
-    with pytest.warns(UserWarning, match="set as static"):
-        tagged = call_compiled(lambda x, tag: [Tagged(x, tag)], jnp.ones(2), jnp.ones(()))
-    assert tagged[0].tag == 1
-
-
-def test_a_random_start_keeps_its_numbers(getkey):
-    # The tests have options of their own in XLA_FLAGS, so the usual options are spelled out.
-    usual = {"xla_backend_optimization_level": 3, "xla_llvm_disable_expensive_passes": False}
-    usual |= {name: True for name in _program._QUICK if name.endswith("emitters")}
-
-    def draw(key):
-        return jax.random.normal(key, (3, 37)) / jnp.sqrt(37.0)
-
-    key, ways = getkey(), (usual, {**usual, **_program._QUICK})
-    drawn = (jax.jit(draw, compiler_options=options)(key) for options in ways)
-    np.testing.assert_array_equal(*drawn)
-
-
-@pytest.mark.parametrize(
-    ("function", "answer"),
-    [
-        (lambda W, k: (jnp.sin(W), jax.random.uniform(k))[1], True),
-        (lambda W, k: jax.random.uniform(k) * W, False),
-        (lambda W, k: jax.random.uniform(k) * jnp.asarray(np.ones(3, np.float32)), False),
-        (lambda W, k: W, False),
-    ],
-)
-def test_a_random_start_is_recognised(function, answer):
-    traced = jax.make_jaxpr(function)(jnp.ones(3), jax.random.key(0))
-    assert is_random_start(traced.jaxpr) is answer
-
-
-def test_a_random_start_is_a_program_of_its_own_and_inside_of_others(monkeypatch, getkey, caplog):
-    quick_to_compile = _program._quick_to_compile.__wrapped__
-    assert quick_to_compile() is None  # XLA_FLAGS of the tests have a level
-    monkeypatch.delenv("XLA_FLAGS")
-    assert "xla_backend_optimization_level" in quick_to_compile()
-    key = getkey()
-    caplog.set_level("DEBUG")
-    for options in (quick_to_compile(), {"xla_of_tomorrow": 2}):
-        monkeypatch.setattr(_program, "_quick_to_compile", lambda options=options: options)
-
-        def draw(key):
-            return jax.random.normal(key, (3,))
-
-        drawn = call_compiled(draw, key)
-        # XLA does not know the second options, and no options are allowed inside of a program.
-        assert ("usual options" in caplog.text) is ("xla_of_tomorrow" in options)
-        inside = jax.jit(lambda draw=draw: call_compiled(draw, key))()
-        np.testing.assert_array_equal(inside, draw(key))
-        np.testing.assert_array_equal(drawn, draw(key))
-        assert "usual options" in caplog.text and "not computed by a program" not in caplog.text
-        caplog.clear()
+        assert run(ones, jnp.ones(2)).dtype == jnp.float64
 
 
 def test_no_argument_is_copied_and_no_two_results_share_a_buffer(getkey):
@@ -190,13 +126,13 @@ def test_no_argument_is_copied_and_no_two_results_share_a_buffer(getkey):
         return {"layer": layer, "bias": layer.bias, "extra": jnp.zeros(3)}
 
     layer = eqx.nn.Linear(400, 300, key=getkey())
-    result = call_compiled(wrapped, layer)
+    result = run(wrapped, layer)
     assert result["layer"] is layer and result["bias"] is layer.bias
 
     def made(layer):
         return [jnp.zeros(2), jnp.zeros(2), layer.weight + 1, jnp.copy(layer.weight + 1)]
 
-    arrays = jax.tree.leaves([call_compiled(made, layer) for _ in range(3)])
+    arrays = jax.tree.leaves([run(made, layer) for _ in range(3)])
     assert len({array.unsafe_buffer_pointer() for array in arrays}) == len(arrays) == 12
     jax.block_until_ready(jax.jit(lambda xs: [x * 2 for x in xs], donate_argnums=0)(arrays))
 
@@ -207,7 +143,7 @@ def test_no_argument_is_copied_and_no_two_results_share_a_buffer(getkey):
     ids=["key", "weak"],
 )
 def test_keys_and_weak_types_stay_what_they_are(function, value):
-    found, expected = call_compiled(function, value), function(value)
+    found, expected = run(function, value), function(value)
     assert found.dtype == expected.dtype and jnp.all(found == expected)
     assert getattr(found, "weak_type", None) == getattr(expected, "weak_type", None)
 
@@ -257,15 +193,23 @@ def test_only_programs_that_decompose_have_one_thread(several_threads):
         return q + number, seen
 
     before = threads()
-    seen = [call_compiled(q_and_threads, k * jnp.eye(3))[1] for k in (1, 2)]
-    seen.append(call_compiled(first, jnp.eye(3), np.float32(1))[1])  # a number of NumPy
+    seen = [run(q_and_threads, k * jnp.eye(3))[1] for k in (1, 2)]
+    seen.append(run(first, jnp.eye(3), np.float32(1))[1])  # a number of NumPy
     assert (seen, threads()) == ([1, 1, 1], before)
-    assert call_compiled(threads_seen, jnp.ones(2)) == before
+    assert run(threads_seen, jnp.ones(2)) == before
     with one_blas_thread():
         with one_blas_thread():
             pass
         assert threads() == 1
     assert threads() == before
+
+
+@pytest.mark.parametrize("number", [jnp.nan, jnp.inf])
+def test_numbers_that_are_not_finite_are_never_decomposed(number):
+    W = jnp.eye(3).at[1, 2].set(number)
+    with pytest.raises(FloatingPointError, match="NaN or infinity"):
+        run(jnp.linalg.qr, W)
+    np.testing.assert_array_equal(run(jnp.transpose, W), W.T)
 
 
 @pytest.mark.parametrize(

@@ -18,8 +18,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec as P
 from tests.pairs import ALL
 
-from jno.lora import _sharding, apply_lora, merge_lora, unwrap_lora
-from jno.lora._compute._program import Program
+from jno.lora import _run, apply_lora, merge_lora, unwrap_lora
 
 from .layouts import (
     ALL_METHODS,
@@ -51,34 +50,24 @@ def is_ours(file):
 class Programs:
     """The programs that the core compiles and runs: their texts, and the memory they take."""
 
-    def __init__(self):
+    def __init__(self, jitted):
         self.texts = []
         self.temporary = []  # bytes on each device, beside inputs and outputs
+        self.jitted = jitted
+        self.trace = jitted.trace
 
-    def start(self, program, arrays):
+    def __call__(self, function, form, arrays):
         """Run a program of the core, the very executable that is read here."""
-        jitted = program._jitted
-
-        def compiled(arrays):
-            executable = jitted.lower(arrays).compile()
-            self.texts.append(executable.as_text())
-            self.temporary.append(executable.memory_analysis().temp_size_in_bytes)
-            return executable(arrays)
-
-        program._jitted = compiled
-        try:
-            return _START(program, arrays)
-        finally:
-            program._jitted = jitted
-
-
-_START = Program.start
+        executable = self.jitted.lower(function, form, arrays).compile()
+        self.texts.append(executable.as_text())
+        self.temporary.append(executable.memory_analysis().temp_size_in_bytes)
+        return executable(arrays)
 
 
 @pytest.fixture
 def programs(monkeypatch):
-    recorder = Programs()
-    monkeypatch.setattr(Program, "start", lambda p, arrays: recorder.start(p, arrays))
+    recorder = Programs(_run._program)
+    monkeypatch.setattr(_run, "_program", recorder)
     return recorder
 
 
@@ -119,14 +108,14 @@ def test_adapting_and_merging_gather_nothing(method, layout, programs):
     assert_same_sharding([merged, unwrapped], [layer, layer])
     # Nothing of the size of the weight is left, or is ever an array.
     assert max(sizes) <= whole / 8
-    construct, *others = programs.texts
-    assert not any(map(gathered, others))
+    construct, merge, unwrap = programs.texts
+    assert not gathered(merge) and not gathered(unwrap)
     if method in BY_SVD:
         # The exception, as documented: inside the program, for one layer at a time.
         assert max(gathered(construct)) == whole
         assert 4 * whole <= programs.temporary[0] <= 4 * 4 * whole
     else:
-        assert len(others) == 1 and not gathered(construct)  # to unwrap, nothing is computed
+        assert not gathered(construct) and "fusion" not in unwrap  # nothing is computed
         # Whole in float32, the weight would be 4 * whole bytes, and its piece an eighth of that.
         assert max(programs.temporary) < 4 * whole / 2
 
@@ -162,7 +151,7 @@ def test_the_witnesses_see_a_gathered_weight(programs):
         return jax.lax.with_sharding_constraint(layer.weight, everywhere)
 
     with watching() as sizes:
-        _sharding.on_the_mesh(layer, gather, layer)
+        _run.run(gather, layer)
     assert max(gathered(programs.texts[0])) == layer.weight.size
     with watching() as sizes:
         weight = jax.device_put(layer.weight, everywhere)

@@ -13,7 +13,7 @@ from tests.pairs import ALL, pairwise
 
 import jno_lora_zoo
 from jno.lora import WrapperError, apply_lora, merge_lora, unwrap_lora
-from jno.lora._sharding import restored_layer
+from jno.lora._sets._set import LayerForm, LooseAdapter, built_around
 from jno_lora_zoo import sharded_over
 
 from .layouts import (
@@ -96,7 +96,7 @@ def test_frozen_arrays_are_the_same_objects_on_a_mesh_and_on_a_device():
     assert adapted("PiSSA", "2d").up.base.bias is plain.up.bias
     wrapper, layer = adapted("LoRA", "2d").up, base(Small, None).up
     state = jax.tree.map(lambda array: jnp.asarray(np.asarray(array)), wrapper.state())
-    restored = restored_layer(type(wrapper), layer, state, wrapper.rank, wrapper.alpha)
+    restored = restore(wrapper, layer, state)
     assert restored.lora_A is state["lora_A"] and restored.base.weight is layer.weight
 
 
@@ -120,7 +120,13 @@ def test_merged_unwrapped_and_loaded_layers_lie_where_the_layers_were(method, la
 
 def load(wrapper, plain):
     state = {name: np.asarray(array) for name, array in wrapper.state().items()}
-    return restored_layer(type(wrapper), plain, state, wrapper.rank, wrapper.alpha)
+    return restore(wrapper, plain, state)
+
+
+def restore(wrapper, plain, state):
+    form = LayerForm("", ())
+    loose = LooseAdapter(state, type(wrapper), wrapper.rank, wrapper.alpha, form)
+    return built_around(plain, loose)
 
 
 @pytest.mark.parametrize(("method", "is_set"), [("DoRA", False), ("PiSSA", True), ("LoKr", True)])

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from jax.experimental.jet import jet
 
-from jno.lora import apply_lora
-from jno_lora_zoo import LoRALinear, OFTLinear
+from jno.lora import apply_lora, resolve
+from jno_lora_zoo import LoRALinear, OFTLinear, VBLoRALinear
 
 
 @pytest.fixture
@@ -41,6 +41,21 @@ def test_layers_that_are_alike_are_traced_once(traces, getkey):
     traces.clear()
     expected = eqx.filter_grad(lambda model: jnp.sum(jnp.stack([model(x) for x in xs]) ** 2))(model)
     assert eqx.tree_equal(grads, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_so_are_layers_that_share_a_trained_array(monkeypatch, getkey):
+    traces = []
+    forward = VBLoRALinear.forward
+    monkeypatch.setattr(
+        VBLoRALinear, "forward", lambda *args: (traces.append(1), forward(*args))[1]
+    )
+    options = {"vectors": 8, "vector_length": 4, "top_k": 2}
+    plain = [eqx.nn.Linear(4, 4, key=getkey()) for _ in range(4)]
+    layers = apply_lora(plain, 2, key=getkey(), wrapper="vb-lora", options=options)
+    x = jnp.ones(4)
+    ys = eqx.filter_jit(lambda layers: [layer(x) for layer in resolve(layers)])(layers)
+    assert len(traces) == 1
+    np.testing.assert_allclose(ys, [layer(x) for layer in resolve(layers)], rtol=1e-5)
 
 
 def test_layers_that_differ_are_not(traces, getkey):
@@ -78,14 +93,17 @@ class Scaled(LoRALinear):
         return factor * super().forward(x)
 
 
-@pytest.mark.parametrize("factors", [(1, 2), ([1], [2]), (0.0, -0.0)])
+@pytest.mark.filterwarnings("ignore:.*set as static")
+@pytest.mark.parametrize(
+    "factors", [(1, 2), ([1], [2]), (0.0, -0.0), (np.ones(4), np.full(4, 2.0))]
+)
 def test_static_fields_that_differ_share_no_trace(factors, getkey):
     plain = eqx.nn.Linear(4, 4, use_bias=False, key=getkey())
     layers = [Scaled(plain, 2, 1.0, key=getkey(), factor=factor) for factor in factors]
     x = jnp.ones(4)
-    for layer, y in zip(
-        layers, jax.jit(lambda layers: [at(x) for at in layers])(layers), strict=True
-    ):
+    leaves, treedef = jax.tree.flatten(layers)  # JAX cannot compare static arrays
+    ys = jax.jit(lambda leaves: [at(x) for at in jax.tree.unflatten(treedef, leaves)])(leaves)
+    for layer, y in zip(layers, ys, strict=True):
         expected = layer(x)
         np.testing.assert_allclose(y, expected, rtol=1e-6)
         assert jnp.array_equal(jnp.signbit(y), jnp.signbit(expected))

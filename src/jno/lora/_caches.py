@@ -1,10 +1,15 @@
-"""Caches of facts about adapter classes, which `refresh` empties."""
+"""Caches of programs and of facts about adapter classes, which `refresh` empties."""
 
 import functools
 from collections.abc import Callable
 from typing import Any
 
-_FORGET: list[Callable[[], None]] = []
+_FORGET: list[Callable[[], Any]] = []
+
+
+def on_forget(clear: Callable[[], Any]) -> None:
+    """Let `forget` empty another cache, by calling `clear`."""
+    _FORGET.append(clear)
 
 
 def remembered(most: int) -> Callable[[Callable[..., Any]], Any]:
@@ -12,7 +17,7 @@ def remembered(most: int) -> Callable[[Callable[..., Any]], Any]:
 
     def decorate(function: Callable[..., Any]) -> Any:
         cached = functools.lru_cache(maxsize=most)(function)
-        _FORGET.append(cached.cache_clear)
+        on_forget(cached.cache_clear)
         return cached
 
     return decorate

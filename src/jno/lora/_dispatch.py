@@ -12,7 +12,7 @@ import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import PRNGKeyArray, PyTree
 
-from ._compute import Started
+from ._compute import is_finite
 from ._contract import (
     LoRAWrapper,
     check_key,
@@ -43,7 +43,8 @@ from ._planning import (
     warn_of_omissions,
 )
 from ._registry import IN_PROCESS, Registry, default_registry, first_party, how_to_block
-from ._sharding import on_the_mesh, place_like_base, start_together, with_dtypes_of_base
+from ._run import run
+from ._sharding import place_like_base
 from ._shared_arrays import names_shared_in, with_shared_arrays
 from ._showing import tracked
 
@@ -171,24 +172,16 @@ def carry_out(
 def _build_all(
     rows: list[PlanRow], layers: list[Any], key: PRNGKeyArray, statistics: Statistics
 ) -> list[LoRAWrapper]:
-    # JAX is slow to look up the device of a typed key, and there is one call for each layer.
+    show = not is_traced(key, layers[:1])
+    # Calls of compiled programs are slow with typed keys, and there is one call for each layer.
     is_typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
     impl = jax.random.key_impl(key) if is_typed else None
     data = jax.random.key_data(key) if is_typed else key
-
-    def arguments(row: PlanRow, layer: Any) -> tuple[Any, ...]:
-        cls: Any = row.wrapper
-        with _failing_to_build(row):
-            ndim = cls.stack_ndim(layer)
-        scale = (row.rank, row.alpha, row.alpha_is_default)
-        settings = (cls, scale, ndim, dict(row.options), impl)
-        number = np.asarray(stable_hash(row.path), np.uint32)
-        return settings, data, layer, number, _statistics_for(row, layer, statistics)
-
-    calls = start_together(_construct, map(arguments, rows, layers))
-    show = not is_traced(key, layers[:1])
     with contextlib.closing(tracked(rows, "Adapting layers", show=show)) as shown:
-        return [_build(row, *call) for row, call in zip(shown, calls, strict=True)]
+        return [
+            _build(row, layer, (data, impl), _statistics_for(row, layer, statistics))
+            for row, layer in zip(shown, layers, strict=True)
+        ]
 
 
 def _statistics_for(row: PlanRow, layer: Any, statistics: Statistics) -> dict[str, Any] | None:
@@ -212,34 +205,21 @@ def _statistics_for(row: PlanRow, layer: Any, statistics: Statistics) -> dict[st
     return {name: collected[key] for name, key in keys.items()}
 
 
-def _build(row: PlanRow, args: tuple[Any, ...], started: Started | None) -> LoRAWrapper:
-    layer = args[2]
+def _build(row: PlanRow, layer: Any, key: tuple[Any, Any], statistics: Any) -> LoRAWrapper:
+    settings = (row.rank, row.alpha, row.alpha_is_default, dict(row.options))
+    number = np.uint32(stable_hash(row.path))
     with _failing_to_build(row):
-        if started is not None:
-            return with_dtypes_of_base(started(), layer)
-        # Only a start that decomposes (PiSSA) is computed here. Other starts are still running.
         try:
-            adapter = on_the_mesh(layer, _construct, *args, settle=place_like_base)
-        except FloatingPointError as err:
-            raise _no_finite_start(layer) from err
-        fields = {name: value for name, value in vars(adapter).items() if name != "base"}
-        if any(map(_is_not_finite, jax.tree.leaves(fields))):
-            raise _no_finite_start(layer)
-        return with_dtypes_of_base(adapter, layer)
-
-
-def _no_finite_start(layer: Any) -> WrapperError:
-    broken = [path_str(keys) for keys, x in jtu.tree_leaves_with_path(layer) if _is_not_finite(x)]
-    where = f"its {', '.join(broken)} holds NaN or infinity" if broken else "it has no finite start"
-    return WrapperError(f"the adapter would be NaN, because {where}. Look at the checkpoint")
-
-
-def _is_not_finite(array: Any) -> bool:
-    """Whether a floating array of this process has NaN or infinity. `False` for traced arrays."""
-    if not eqx.is_inexact_array(array) or is_traced(array):
-        return False
-    is_here = getattr(array, "is_fully_addressable", True)
-    return is_here and not bool(np.all(np.isfinite(np.asarray(array))))
+            args = (row.wrapper, settings, layer, key, number, statistics)
+            adapter = run(_construct, *args, beside=layer)
+        except FloatingPointError as err:  # a start that decomposes the weight (PiSSA)
+            leaves = jtu.tree_leaves_with_path(layer)
+            broken = [path_str(keys) for keys, leaf in leaves if not is_finite(leaf)]
+            raise WrapperError(
+                f"the adapter would be NaN, because its {', '.join(broken) or 'start'} holds NaN "
+                "or infinity. Look at the checkpoint"
+            ) from err
+        return place_like_base(adapter, layer)
 
 
 def _failing_to_build(row: PlanRow) -> contextlib.AbstractContextManager[None]:
@@ -251,14 +231,17 @@ def _failing_to_build(row: PlanRow) -> contextlib.AbstractContextManager[None]:
     return failing(what, hint=hint)
 
 
-def _construct(settings: Any, key: Any, layer: Any, number: Any, statistics: Any) -> LoRAWrapper:
+def _construct(
+    cls: Any, settings: Any, layer: Any, key: Any, number: Any, statistics: Any
+) -> LoRAWrapper:
     """The adapter around `layer`, with a key that is folded from `key` and `number`.
 
-    - `key`: raw. The adapter gets a typed key of the kind `impl`, unless `impl` is `None`.
+    - `key`: its data and its implementation, which is `None` for a raw key.
     """
-    cls, (rank, alpha, alpha_is_default), ndim, options, impl = settings
-    key = key if impl is None else jax.random.wrap_key_data(key, impl=impl)
-    key = jax.random.fold_in(key, number)
+    data, impl = key
+    key = data if impl is None else jax.random.wrap_key_data(data, impl=impl)
+    rank, alpha, alpha_is_default, options = settings
+    ndim = cls.stack_ndim(layer)
 
     def construct_slice(layer: Any, key: Any, statistics: Any) -> Any:
         extra = {"options": options, "statistics": statistics}
@@ -268,4 +251,5 @@ def _construct(settings: Any, key: Any, layer: Any, number: Any, statistics: Any
         # The layer clamps the rank, and the default alpha follows.
         return construct(cls, layer, rank, cls.default_alpha(adapter.rank), key=key, **extra)
 
-    return over_stack(construct_slice, ndim)(layer, keys_for_stack(key, layer, ndim), statistics)
+    keys = keys_for_stack(jax.random.fold_in(key, number), layer, ndim)
+    return over_stack(construct_slice, ndim)(layer, keys, statistics)

@@ -18,7 +18,8 @@ from ._contract import (
 )
 from ._errors import failing
 from ._paths import show_place
-from ._sharding import on_the_mesh, sharded_like
+from ._run import run
+from ._sharding import sharded_like
 from ._shared_arrays import filler
 from ._tree import map_adapters
 
@@ -93,12 +94,10 @@ def _without_adapters(model: M, take_out: Callable[[LoRAWrapper], Any], verb: st
 
 def plain_layer(adapter: LoRAWrapper, take_out: Callable[..., Any] = unwrapped_layer) -> Any:
     """The plain layer that `take_out` makes: by default, the layer before adapting."""
-    return on_the_mesh(
-        adapter, take_out, adapter, settle=lambda layer, _: sharded_like(layer, adapter.base)
-    )
+    return sharded_like(run(take_out, adapter), adapter.base)
 
 
 def wide_layers(adapter: LoRAWrapper) -> tuple[Any, Any]:
     """The layer before adapting, and the merged layer, in wider dtypes. Needs x64."""
     wide = widened(adapter)
-    return on_the_mesh(wide, unwrapped_layer, wide), on_the_mesh(wide, merged_layer, wide)
+    return run(unwrapped_layer, wide), run(merged_layer, wide)

@@ -16,13 +16,11 @@ from ._checkpoint import (
 )
 from ._compute import (
     at_least_float32 as at_least_float32,
-    call_compiled as call_compiled,
     compute_dtype as compute_dtype,
     equations_in as equations_in,
     gauss_jordan as gauss_jordan,
     held_dtype as held_dtype,
     jaxprs_in as jaxprs_in,
-    static_key as static_key,
     widest as widest,
 )
 from ._contract import (
@@ -74,6 +72,7 @@ from ._registry import (
     default_registry as default_registry,
     why_unusable as why_unusable,
 )
+from ._run import run as run
 from ._sets import (
     NamedSet as NamedSet,
     SeveralAdapters as SeveralAdapters,
@@ -85,7 +84,6 @@ from ._sets import (
     put_around as put_around,
 )
 from ._sharding import (
-    on_the_mesh as on_the_mesh,
     replicated_beside as replicated_beside,
     sharded_like as sharded_like,
 )

@@ -21,8 +21,8 @@ from jno.lora.extending import (
     bullets,
     layers_at,
     norms_around,
-    on_the_mesh,
     put_around,
+    run,
     show_path,
 )
 from jno_lora_zoo import known_form
@@ -68,7 +68,7 @@ def _values_at(layer: Any, path: str, adapters: AdapterSet) -> Values | None:
         multiplier = np.asarray(adapter.state.get("multiplier", 1), np.float64)
         return {**_factors(A, B), "scale": np.full(A.shape[:-2], adapter.scale) * multiplier}
     alone = AdapterSet({"": adapter}, adapters.shared)
-    form = on_the_mesh(layer, _form_around, layer, alone)
+    form = run(_form_around, layer, alone, beside=layer)
     if form is None:
         return None
     optional = {"gain": form.gain, "shift": form.shift}

@@ -17,7 +17,7 @@ from jno.lora.extending import (
     check_number,
     check_rank,
     nearest,
-    on_the_mesh,
+    run,
     show_path,
     stable_hash,
     warn,
@@ -217,7 +217,7 @@ def combine_with_report(
         args = recipe, first.wrapper, states, scales, [weights[i] for i in present], key, numbers
         shares = None if inputs is None else _shares_of(inputs[path], present, off_diagonal)
         try:
-            state, error = on_the_mesh(states, _combined, *args, shares)
+            state, error = run(_combined, *args, shares, beside=states)
         except SelectionError as err:
             raise SelectionError(f"{show_path(path)}: {err}") from err
         r = state["lora_A"].shape[-2]

@@ -41,12 +41,12 @@ from jno.lora.extending import (
     map_adapters,
     modules_by_path,
     norms_around,
-    on_the_mesh,
     over_stack,
     path_str,
     put_around,
     refusal_of_template,
     replace_layers,
+    run,
     show_path,
     tracked,
     warn,
@@ -188,7 +188,7 @@ def _converted(
             "Adapters of one class with a `sum_of` need no conversion to be combined"
         )
     if has_products(cls):
-        updates = on_the_mesh(adapter, _family_updates, cls, adapter)
+        updates = run(_family_updates, cls, adapter)
         return _nearest_family(cls, layer, updates, rank, energy, adapter.rank)
     factors = known_factors(adapter)
     if factors is None and not type(adapter).mergeable:
@@ -202,7 +202,7 @@ def _converted(
             rank = min(factors.largest_rank, factors.rank if rank is None else rank)
             if factors.rank <= rank:
                 return lora_around(layer, cls, factors), jnp.zeros(())
-        triplets = on_the_mesh(adapter, triplets_of_product, factors)
+        triplets = run(triplets_of_product, factors)
     return _nearest(cls, layer, triplets, rank, energy)
 
 
@@ -306,7 +306,7 @@ def _without_noise(triplets: Triplets, noise: Array) -> Triplets:
 
 def _decomposed(cls: type[LoRAWrapper], adapter: LoRAWrapper) -> Triplets:
     """The update of the matrix. **Raises:** `WrapperError` if the adapter changes more than it."""
-    triplets, missed = on_the_mesh(adapter, _triplets, cls, adapter)
+    triplets, missed = run(_triplets, cls, adapter)
     names = [path_str(keys) for keys, flag in jtu.tree_leaves_with_path(missed) if np.any(flag)]
     if names:
         raise WrapperError(
@@ -502,7 +502,7 @@ def _extracted(
     function, nearest = _matrix_triplets, _nearest
     if has_products(cls):
         function, nearest = _matrix_updates, _nearest_family
-    update = on_the_mesh(layer, _of_stack, cls, function, *_in_wide_dtypes(layer, changed))
+    update = run(_of_stack, cls, function, *_in_wide_dtypes(layer, changed), beside=layer)
     parts = [U for U, _ in update.values()] if isinstance(update, dict) else [update.S]
     size = jnp.linalg.norm(jnp.stack([jnp.linalg.norm(x.ravel()) for x in parts]))
     return *nearest(cls, layer, update, rank, energy), size

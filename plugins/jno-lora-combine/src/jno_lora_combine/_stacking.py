@@ -11,7 +11,7 @@ from jax.core import Tracer
 from jaxtyping import Array
 
 from jno.lora import AdapterSet, LooseAdapter, SelectionError
-from jno.lora.extending import bullets, check_rank, on_the_mesh, show_array, show_path, widest
+from jno.lora.extending import bullets, check_rank, run, show_array, show_path, widest
 
 from ._products import check_products, factors_of, listed_sets, padded, paths_of
 
@@ -110,7 +110,7 @@ def _padded(adapters: list[LooseAdapter | None], rank: int | None) -> LooseAdapt
     if not {*ratios} <= {0.0, 1.0} or any("multiplier" in state for state in states):
         dtype = wide  # half precision would round the scale
     scales = [np.asarray(ratio, wide) for ratio in ratios]
-    state = on_the_mesh(states, _stacked, states, scales, rank, dtype)
+    state = run(_stacked, states, scales, rank, dtype)
     alpha = float(scale / (dataclasses.replace(first, rank=rank, alpha=1.0).scale or 1.0))
     return LooseAdapter(state, first.wrapper, rank, alpha, first.layer)
 

@@ -14,7 +14,7 @@ from jax.core import Tracer
 from jaxtyping import PRNGKeyArray, PyTree
 
 from jno.lora import LoRAWrapper, MatrixAdapter, lora_trainable_filter
-from jno.lora.extending import call_compiled, construct, is_coded, statistics_of, with_shared_arrays
+from jno.lora.extending import construct, is_coded, run, statistics_of, with_shared_arrays
 
 from ._symmetries import Symmetry
 
@@ -119,7 +119,7 @@ class WrapperCase:
     def make(self, dtype: Any = None) -> Any:
         """The freshly initialised adapter around `make_base(dtype)`."""
         base = self.make_base(dtype)
-        return self.build(base) if dtype is None else call_compiled(WrapperCase.build, self, base)
+        return self.build(base) if dtype is None else run(WrapperCase.build, self, base)
 
     @_cached
     def make_trained(self, dtype: Any = None) -> Any:

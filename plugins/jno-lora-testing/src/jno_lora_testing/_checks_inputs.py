@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jno.lora.extending import call_compiled, takes, with_arrays
+from jno.lora.extending import run, takes, with_arrays
 
 from ._case import NOT_MERGEABLE, WrapperCase, cast, perturbed
 from ._checks_values import NO_HALF, halves_of, require_law
@@ -181,7 +181,7 @@ def check_subclass_merge(case: WrapperCase) -> None:
 def _of_subclass(case: WrapperCase) -> tuple[Any, tuple[Any, ...]]:
     layer = _doubling(case.make_base())
     skip_unless(case.wrapper.applies_to(layer), "the adapter does not claim subclasses")
-    return layer, call_compiled(start_and_merge, case, layer, case.make_inputs())
+    return layer, run(start_and_merge, case, layer, case.make_inputs())
 
 
 @functools.cache

@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jno.lora import apply_lora, merge_lora, resolve
-from jno.lora.extending import call_compiled, is_coded, path_str, with_arrays
+from jno.lora.extending import is_coded, path_str, run, with_arrays
 
 from ._case import NOT_MERGEABLE, WrapperCase, perturbed, random_statistics, split
 from ._comparisons import arrays_of, relative_error, require, require_close
@@ -90,7 +90,7 @@ def check_constructor_vmap_and_scan(case: WrapperCase) -> None:
     bases = [case.make_base(seed=seed) for seed in (31, 32)]
     keys = jax.random.split(jax.random.key(33), 2)
     inputs = case.make_inputs()
-    adapters, scanned = call_compiled(mapped_and_scanned, case, stacked(bases), keys, inputs)
+    adapters, scanned = run(mapped_and_scanned, case, stacked(bases), keys, inputs)
     for index in range(2):
         require_close(
             slice_of(scanned, index),

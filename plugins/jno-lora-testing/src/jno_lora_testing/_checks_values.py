@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jno.lora import WrapperError, unwrap_lora
-from jno.lora.extending import call_compiled, takes, with_arrays
+from jno.lora.extending import run, takes, with_arrays
 
 from ._case import NOT_MERGEABLE, WrapperCase, split
 from ._checks_symmetries import require_symmetries
@@ -124,7 +124,7 @@ def check_ranks(case: WrapperCase) -> None:
     for rank in {1, 3, beyond} - {case.rank}:  # other checks cover the rank of the case
         ranked = dataclasses.replace(case, rank=rank)
         try:
-            start, trained, plain, adapter, layer = call_compiled(
+            start, trained, plain, adapter, layer = run(
                 start_and_merge, ranked, base, case.make_inputs()
             )
         except Exception as err:

@@ -50,7 +50,7 @@ def mapped_output(layer: Any, call: Any, inputs: tuple[Any, ...]) -> Any:
     return jax.vmap(lambda inputs: call(layer, *inputs))(inputs)
 
 
-# The next two functions are for `call_compiled`, which runs LAPACK in constructors on one thread.
+# The next two functions are for `run`, which runs LAPACK in constructors on one thread.
 def mapped_and_scanned(
     case: WrapperCase, bases: Any, keys: Any, inputs: tuple[Any, ...]
 ) -> tuple[Any, Any]:

@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from jno.lora import LoRAWrapper, Shared, Term, WrapperError
-from jno.lora.extending import call_compiled, over_stack, widest, with_arrays
+from jno.lora.extending import over_stack, run, widest, with_arrays
 
 from ._arrays import in_compute_dtype
 from ._layer_kind import Bias, KindOfLayer
@@ -87,7 +87,7 @@ class MatricesLayer(KindOfLayer):
             of_name = jax.random.fold_in(key, number)
             given = {"statistics": blocks[name]} if self.needs else {}
             settings = (self.of_one_matrix, rank, alpha, tuple(options.items()))
-            adapters[name] = call_compiled(constructed, settings, linear, of_name, given)
+            adapters[name] = run(constructed, settings, linear, of_name, given)
         fields = [field for adapter in adapters.values() for field in vars(adapter).values()]
         shares = any(isinstance(field, Shared) for field in fields)
         if any(map(modes_of, linears.values())) and (self.needs or shares):
@@ -271,7 +271,7 @@ class MatricesLayer(KindOfLayer):
 
     def _with_linears(self, function: Callable[[Any], Any]) -> eqx.Module:
         """The base with the matrices and biases of the linear layers that `function` returns."""
-        linears = {name: call_compiled(function, a) for name, a in self.adapters().items()}
+        linears = {name: run(function, a) for name, a in self.adapters().items()}
         layer = self.with_matrices(self.base, {n: linear.weight for n, linear in linears.items()})
         biases = {n: linear.bias for n, linear in linears.items() if linear.bias is not None}
         return self.with_biases(layer, biases) if biases else layer

@@ -5,7 +5,7 @@ from typing import NamedTuple
 from jaxtyping import Array, Inexact
 
 from jno.lora import LoRAWrapper, LowRankForm, MatrixAdapter
-from jno.lora.extending import at_least_float32, filler, on_the_mesh, over_stack, widest
+from jno.lora.extending import at_least_float32, filler, over_stack, run, widest
 
 
 class Factors(NamedTuple):
@@ -40,7 +40,7 @@ def known_factors(adapter: LoRAWrapper) -> Factors | None:
 def known_form(adapter: LoRAWrapper) -> LowRankForm | None:
     """The `low_rank_form` in float32 at least, with the axes of a stack in front."""
     adapter = filler(adapter)(adapter)  # a program would keep the arrays of `resolve` as constants
-    return on_the_mesh(adapter, _low_rank_form, adapter)
+    return run(_low_rank_form, adapter)
 
 
 def _low_rank_form(adapter: LoRAWrapper) -> LowRankForm | None:

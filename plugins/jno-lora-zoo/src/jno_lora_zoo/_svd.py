@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Inexact, PRNGKeyArray
 
-from jno.lora.extending import call_compiled
+from jno.lora.extending import run
 
 # With this many columns more than the rank, the subspace contains 0.96 of the energy of the largest
 # triplets if the spectrum does not decay, and 0.9999 if it decays like `1/k`.
@@ -35,11 +35,11 @@ def largest(W: Float[Array, "out in"], r: int, svd: str, key: PRNGKeyArray) -> T
     smaller = min(W.shape)
     large = smaller >= 512 and smaller >= 3 * (r + _OVERSAMPLING) * (1 + _STEPS)
     if svd == "randomized" or (svd == "auto" and large):
-        return call_compiled(_in_random_subspace, W, r, key)
-    return call_compiled(_exact, W, 0, r)
+        return run(_in_random_subspace, W, r, key)
+    return run(_exact, W, 0, r)
 
 
-# By `call_compiled`, also if a constructor is called directly, so that LAPACK has one thread and
+# By `run`, also if a constructor is called directly, so that LAPACK has one thread and
 # never gets infinity.
 def _exact(W: Float[Array, "out in"], first: int, end: int) -> Triplets:
     U, S, Vt = jnp.linalg.svd(W, full_matrices=False)
@@ -55,8 +55,8 @@ def smallest(W: Float[Array, "out in"], r: int, svd: str) -> Triplets:
     """
     _check(svd, "auto", "exact", "gram")
     if svd == "gram":
-        return call_compiled(_smallest_by_gram, W, r)
-    return call_compiled(_exact, W, min(W.shape) - r, min(W.shape))
+        return run(_smallest_by_gram, W, r)
+    return run(_exact, W, min(W.shape) - r, min(W.shape))
 
 
 def _smallest_by_gram(W: Float[Array, "out in"], r: int) -> Triplets:

@@ -1,7 +1,8 @@
-"""Arithmetic on layers: its dtypes, and compiled programs that similar layers share."""
+"""Arithmetic on layers: its dtypes, and decompositions that cannot hang."""
 
 from ._elimination import gauss_jordan
 from ._jaxprs import equations_in, jaxprs_in
+from ._lapack import decomposes, run_decomposition
 from ._precision import (
     at_least_float32,
     compute_dtype,
@@ -9,8 +10,7 @@ from ._precision import (
     count_reals,
     held_dtype,
     in_dtypes_of,
+    is_finite,
     widened,
     widest,
 )
-from ._program import Started, call_compiled, start_compiled
-from ._signature import TracedError, signature_of, static_key

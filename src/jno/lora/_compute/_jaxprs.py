@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from typing import Any
 
-import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
 
@@ -23,15 +22,3 @@ def jaxprs_in(equation: Any) -> Iterator[Any]:
                 yield item.jaxpr
             elif isinstance(item, Jaxpr):
                 yield item
-
-
-def is_random_start(jaxpr: Any) -> bool:
-    """Whether the results are random, and depend on no floating input or constant."""
-    if not any(equation.primitive.name == "random_bits" for equation in equations_in(jaxpr)):
-        return False
-    needed = {id(var) for var in jaxpr.outvars}
-    for equation in reversed(jaxpr.eqns):
-        if any(id(var) in needed for var in equation.outvars):
-            needed.update(map(id, equation.invars))
-    inputs = (var for var in (*jaxpr.invars, *jaxpr.constvars) if id(var) in needed)
-    return not any(jnp.issubdtype(var.aval.dtype, jnp.inexact) for var in inputs)

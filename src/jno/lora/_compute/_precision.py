@@ -46,6 +46,15 @@ def count_non_finite(array: np.ndarray) -> int:
     return int(array.size - np.count_nonzero(np.isfinite(array)))
 
 
+def is_finite(leaf: Any) -> bool:
+    """Whether `leaf` is no floating array whose values this process has, or all are finite."""
+    if not isinstance(leaf, jax.Array | np.ndarray | np.generic) or isinstance(leaf, Tracer):
+        return True
+    is_here = getattr(leaf, "is_fully_addressable", True)
+    is_floating = jnp.issubdtype(leaf.dtype, jnp.inexact)
+    return not (is_here and is_floating) or bool(np.isfinite(np.asarray(leaf)).all())
+
+
 def in_dtypes_of(base: Any, layer: Any) -> Any:
     """`layer`, with NumPy arrays wherever `base` has NumPy arrays of a dtype that JAX lacks.
 

@@ -24,8 +24,8 @@ from .._errors import WrapperError, failing
 from .._merge import wide_layers
 from .._paths import show_path, show_place
 from .._registry import Registry, default_registry
+from .._run import run
 from .._sets import members_of
-from .._sharding import on_the_mesh
 from .._shared_arrays import filler
 from .._showing import Printed, Table, table
 from .._trainability import lora_trainable_filter, may_train
@@ -195,7 +195,7 @@ def _error_of_merging(adapter: LoRAWrapper, path: str) -> float | None:
     hint = partial(refusal_of_template, adapter, "Give the model itself.")
     with failing(what, WrapperError, hint), jax.enable_x64(True):
         try:
-            merged = on_the_mesh(adapter, merged_layer, adapter)
+            merged = run(merged_layer, adapter)
             before, exact = wide_layers(adapter)
         except WrapperError:
             return None

@@ -26,7 +26,8 @@ from .._contract import (
 from .._errors import SelectionError, WrapperError, failing
 from .._merge import plain_layer, unwrap_lora
 from .._paths import FEW, bullets, nearest, path_str, show_path, show_place
-from .._sharding import restored_layer
+from .._run import run
+from .._sharding import place_like_base
 from .._shared_arrays import names_shared_in, put_shared, shared_arrays, without_shared
 from .._tree import (
     adapted_layers,
@@ -323,7 +324,14 @@ def check_shared(model: PyTree, adapters: AdapterSet) -> None:
 def built_around(layer: Any, adapter: LooseAdapter) -> LoRAWrapper:
     """`adapter` around `layer`. It replaces the adapter that the layer carries, if any."""
     plain = plain_layer(layer) if is_adapter(layer) else layer
-    return restored_layer(adapter.wrapper, plain, adapter.state, adapter.rank, adapter.alpha)
+    settings = (adapter.rank, adapter.alpha)
+    restored = run(_restored, adapter.wrapper, settings, plain, dict(adapter.state), beside=plain)
+    return place_like_base(restored, plain)
+
+
+def _restored(cls: type[LoRAWrapper], settings: Any, base: Any, state: Any) -> LoRAWrapper:
+    ndim = cls.stack_ndim(base)
+    return over_stack(lambda *slices: cls.from_state(*slices, *settings), ndim)(base, state)
 
 
 def settings_of(adapter: LoRAWrapper) -> dict[str, Any]:

@@ -9,7 +9,6 @@ import jax
 import jax.tree_util as jtu
 
 from jno.lora import merge_lora
-from jno.lora.extending import static_key
 
 from .._box import is_declared
 
@@ -47,15 +46,16 @@ def read_marked(adapter: Any, name: str) -> Any:
     leaves, treedef = jtu.tree_flatten(adapter)
     shapes = tuple(jax.ShapeDtypeStruct(x.shape, x.dtype) if eqx.is_array(x) else x for x in leaves)
     try:
-        read = _reader(Mark(treedef, shapes, type(adapter).__name__), static_key(treedef))
-    except TypeError:  # a leaf that cannot be hashed
+        # The text distinguishes static fields that compare equal, such as 1, 1.0 and True.
+        read = _reader(Mark(treedef, shapes, type(adapter).__name__), str(treedef))
+    except (TypeError, ValueError):  # leaves that cannot be hashed, or static arrays
         return merge_lora(adapter).weight
     return read([x for x in leaves if eqx.is_array(x)])
 
 
-# Adapters with equal structures share a trace. The key distinguishes static fields 1 and 1.0.
+# Adapters with equal structures share a trace.
 @functools.lru_cache(maxsize=1024)
-def _reader(mark: Mark, key: Any) -> Callable[[list[Any]], Any]:
+def _reader(mark: Mark, text: str) -> Callable[[list[Any]], Any]:
 
     def read(arrays: list[Any]) -> Any:
         return merge_lora(mark.adapter(arrays)).weight

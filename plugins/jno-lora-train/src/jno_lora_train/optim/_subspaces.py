@@ -16,9 +16,9 @@ from jno.lora.extending import (
     at_least_float32,
     bullets,
     expect_model,
-    on_the_mesh,
     over_stack,
     path_str,
+    run,
     show_array,
     show_path,
     stable_hash,
@@ -82,7 +82,7 @@ class Subspaces(eqx.Module):
             if W is None:
                 problems.append(f"{_shown(product)}: the matrix of a {name} is not known here")
                 continue
-            U, V = (side[..., :k] for side in on_the_mesh(W, _decomposed, W))
+            U, V = (side[..., :k] for side in run(_decomposed, W))
             inputs[path_str(product.A.keys)], outputs[path_str(product.B.keys)] = V, U
             if not _stays_away(product, adapter, V, U):
                 problems.append(
@@ -225,7 +225,7 @@ def _shown(product: Product) -> str:
 
 def _matrix_of(product: Product, adapter: LoRAWrapper) -> Array | None:
     """The weight before adapting, `(..., out, in)`, if it has the sizes of the product."""
-    W = on_the_mesh(adapter, _weight_before, adapter, path_str(product.inner))
+    W = run(_weight_before, adapter, path_str(product.inner))
     A, B = product.A.array, product.B.array
     fits = W is not None and W.shape == (*A.shape[:-2], B.shape[-2], A.shape[-1])
     return W if fits and jnp.iscomplexobj(W) == jnp.iscomplexobj(A) else None
