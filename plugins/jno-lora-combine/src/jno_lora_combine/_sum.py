@@ -11,6 +11,7 @@ import equinox as eqx
 import jax.numpy as jnp
 import jax.tree_util as jtu
 from jax.sharding import PartitionSpec
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PyTree
 
 from jno.lora import (
@@ -74,9 +75,9 @@ class AdapterSum(SeveralAdapters):
 
     adapter_fields = ()
 
-    base: Any
-    trained: dict[str, Any]
-    frozen: dict[str, Any]
+    base: eqx.Module
+    trained: dict[str, LoRAWrapper]
+    frozen: dict[str, LoRAWrapper]
     weights: Float[Array, " n"]
 
     @classmethod
@@ -85,7 +86,7 @@ class AdapterSum(SeveralAdapters):
         return _sum_class(members, trains_weights)
 
     @classmethod
-    def applies_to(cls, leaf: Any) -> bool:
+    def applies_to(cls, leaf: object) -> bool:
         return bool(cls.members) and all(claims(m.wrapper, leaf) for m in cls.members)
 
     @classmethod
@@ -95,7 +96,7 @@ class AdapterSum(SeveralAdapters):
     @classmethod
     def matrix(cls, layer: Any) -> Array | None:
         """The matrix of the first member, if all members see the same matrix."""
-        views = {_view_of(member.wrapper) for member in cls.members}
+        views = {view_of(member.wrapper) for member in cls.members}
         return MatrixAdapter.of(cls.members[0].wrapper).matrix(layer) if len(views) == 1 else None
 
     def __check_init__(self):
@@ -129,13 +130,13 @@ class AdapterSum(SeveralAdapters):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.joined()(*args, **kwargs)
 
-    def merge(self) -> Any:
+    def merge(self) -> eqx.Module:
         layer = self.joined()
         return layer.merge() if isinstance(layer, LoRAWrapper) else layer
 
     def low_rank_update(self) -> tuple[Array, Array] | None:
         factors = self._factors()
-        if len({_view_of(m.wrapper) for m in self.members}) > 1 or len(factors) < len(self.members):
+        if len({view_of(m.wrapper) for m in self.members}) > 1 or len(factors) < len(self.members):
             return None
         return _side_by_side(list(factors.values()))
 
@@ -153,16 +154,16 @@ class AdapterSum(SeveralAdapters):
             for path, spec in self._around_base(name).partition_specs().items()
         }
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> dict[str, Array]:
         states = {m.name: self._around_base(m.name).state() for m in self.members}
         arrays = {f"{name}/{key}": x for name, state in states.items() for key, x in state.items()}
         return {"weights": self.weights, **arrays}
 
     @classmethod
     def from_state(
-        cls, base: Any, state: Mapping[str, Array], rank: Any, alpha: Any
+        cls, base: eqx.Module, state: Mapping[str, Array], rank: object, alpha: object
     ) -> "AdapterSum":
-        fields: dict[str, dict[str, Any]] = {"trained": {}, "frozen": {}}
+        fields: dict[str, dict[str, LoRAWrapper]] = {"trained": {}, "frozen": {}}
         for m in cls.members:
             adapter = m.wrapper.from_state(base, _state_of(m.name, state), m.rank, m.alpha)
             bare = eqx.tree_at(lambda w: w.base, adapter, None)
@@ -173,9 +174,9 @@ class AdapterSum(SeveralAdapters):
         bare = (self.trained | self.frozen)[name]
         return eqx.tree_at(lambda m: m.base, bare, self.base, is_leaf=lambda x: x is None)
 
-    def _factors(self) -> dict[str, Any]:
+    def _factors(self) -> dict[str, tuple[Array, Array]]:
         """By name, `A` and `w B` of the members whose update is a product."""
-        factors: dict[str, Any] = {}
+        factors: dict[str, tuple[Array, Array]] = {}
         for member, weight in zip(self.members, self.weights, strict=True):
             adapter = at_least_float32(self.member(member.name))
             update = MatrixAdapter.of(member.wrapper).low_rank_update(adapter)
@@ -191,8 +192,8 @@ class AdapterSum(SeveralAdapters):
         factors = self._factors()
         lora = _plain_lora([m.wrapper for m in remaining if m.name in factors], self.base)
         if lora is not None:
-            view = _view_of(lora)
-            products = [m for m in remaining if m.name in factors and _view_of(m.wrapper) is view]
+            view = view_of(lora)
+            products = [m for m in remaining if m.name in factors and view_of(m.wrapper) is view]
             update = _within_full_rank(*_side_by_side([factors[m.name] for m in products]))
             parts.append(_Part(lora.from_state(self.base, *update.as_adapter(lora))))
             remaining = {m: weight for m, weight in remaining.items() if m not in products}
@@ -224,31 +225,31 @@ def _sum_class(members: tuple[Member, ...], trains_weights: bool) -> type[Adapte
     return make(f"Sum({', '.join(member.name for member in members)})", (AdapterSum,), body)
 
 
-def _pickled_sum_class(cls: Any) -> Any:
+def _pickled_sum_class(cls: type[AdapterSum]) -> tuple[object, tuple[object, ...]]:
     return _sum_class, (cls.members, "weights" in cls.adapter_fields)
 
 
 copyreg.pickle(_SumMeta, _pickled_sum_class)  # pyright: ignore[reportArgumentType]
 
 
-def _state_of(name: str, state: Mapping[str, Any]) -> dict[str, Any]:
+def _state_of(name: str, state: Mapping[str, Array]) -> dict[str, Array]:
     """The arrays of one member, from the arrays of its sum."""
     prefix = f"{name}/"
     return {key.removeprefix(prefix): x for key, x in state.items() if key.startswith(prefix)}
 
 
-def _view_of(cls: type[LoRAWrapper]) -> Any:
+def view_of(cls: type[LoRAWrapper]) -> object:
     """The function that reads the matrix. Adapters of one layer kind inherit one function."""
     return getattr(MatrixAdapter.of(cls).matrix, "__func__", None)
 
 
-def _plain_lora(products: Sequence[type[LoRAWrapper]], layer: Any) -> type[LoRAWrapper] | None:
+def _plain_lora(products: Sequence[type[LoRAWrapper]], layer: object) -> type[LoRAWrapper] | None:
     """A class of plain LoRA for `layer` that updates the matrix of one of these classes."""
-    views = {_view_of(cls) for cls in products}
+    views = {view_of(cls) for cls in products}
 
     def suits(cls: type[LoRAWrapper]) -> bool:
         is_product = MatrixAdapter.of(cls).low_rank_scale(1, 1.0) is not None
-        return is_product and _view_of(cls) in views and claims(cls, layer)
+        return is_product and view_of(cls) in views and claims(cls, layer)
 
     lora = next(filter(suits, products), None)
     if lora is None and products:
@@ -257,7 +258,7 @@ def _plain_lora(products: Sequence[type[LoRAWrapper]], layer: Any) -> type[LoRAW
     return lora
 
 
-def _side_by_side(factors: Sequence[Any]) -> tuple[Array, Array]:
+def _side_by_side(factors: Sequence[tuple[Array, Array]]) -> tuple[Array, Array]:
     dtype = widest(x.dtype for pair in factors for x in pair)
     A, B = ([x.astype(dtype) for x in column] for column in zip(*factors, strict=True))
     return jnp.concatenate(A), jnp.concatenate(B, axis=1)
@@ -272,13 +273,13 @@ def _within_full_rank(A: Array, B: Array) -> Factors:
     return Factors(B @ A, identity) if len(B) <= A.shape[1] else Factors(identity, B @ A)
 
 
-def _changed(base: Any, parts: Sequence[_Part]) -> Any:
+def _changed(base: eqx.Module, parts: Sequence[_Part]) -> eqx.Module:
     """`base` plus the weighted changes of all its arrays, in the dtypes of `base`."""
     refuse_coded(base)
     wide = at_least_float32(base)
     widened = {id(x): y for x, y in zip(*map(jtu.tree_leaves, (base, wide)), strict=True)}
 
-    def merged(adapter: LoRAWrapper) -> Any:
+    def merged(adapter: LoRAWrapper) -> eqx.Module:
         # Contains the same array objects as `wide` wherever an adapter left an array unchanged.
         return at_least_float32(jtu.tree_map(lambda x: widened.get(id(x), x), adapter)).merge()
 
@@ -394,7 +395,7 @@ def _problems(path: str, sets: Mapping[str, AdapterSet]) -> Iterator[str]:
 def _sum_at(
     path: str,
     sets: Mapping[str, AdapterSet],
-    numbers: Mapping[str, Any],
+    numbers: Mapping[str, ArrayLike],
     train: Collection[str],
     trains_weights: bool,
 ) -> LooseAdapter:
@@ -407,7 +408,7 @@ def _sum_at(
     weights = jnp.stack([jnp.asarray(numbers.get(name, 1.0), dtype) for name in here])
     ndim, arrays = first.layer.stack_ndim, first.layer.arrays
     stack = arrays[0][1][:ndim] if ndim else ()
-    state: dict[str, Any] = {"weights": jnp.broadcast_to(weights, (*stack, len(here)))}
+    state: dict[str, Array] = {"weights": jnp.broadcast_to(weights, (*stack, len(here)))}
     for name, adapter in here.items():
         state |= {f"{name}/{key}": array for key, array in adapter.state.items()}
     return LooseAdapter(
@@ -427,15 +428,15 @@ def split_adapters(model: PyTree) -> dict[str, AdapterSet]:
     if not isinstance(model, AdapterSet):
         expect_model(model, "split_adapters")
         adapters = extract_adapters(model)
-    for path, adapter in adapters.adapters.items():
-        if not issubclass(adapter.wrapper, AdapterSum):
-            raise SelectionError(
-                f"split_adapters takes sums of adapters, but {show_path(path)!r} has a "
-                f"{adapter.wrapper.__name__}. Use extract_adapters(model)."
-            )
     sets: dict[str, dict[str, LooseAdapter]] = {}
     for path, adapter in adapters.adapters.items():
-        for m in adapter.wrapper.members:
+        cls = adapter.wrapper
+        if not issubclass(cls, AdapterSum):
+            raise SelectionError(
+                f"split_adapters takes sums of adapters, but {show_path(path)!r} has a "
+                f"{cls.__name__}. Use extract_adapters(model)."
+            )
+        for m in cls.members:
             state = _state_of(m.name, adapter.state)
             loose = LooseAdapter(state, m.wrapper, m.rank, m.alpha, adapter.layer)
             sets.setdefault(m.name, {})[path] = loose
