@@ -12,7 +12,6 @@ from tests.zoo.combining._tools import layers, relative, trained, update, update
 
 from jno.lora import (
     AdapterSet,
-    JnoLoraWarning,
     Net,
     SelectionError,
     extract_adapters,
@@ -138,15 +137,6 @@ def test_a_cut_is_the_nearest_update_of_that_rank_and_its_error_is_told(sets):
     assert wider["linear"].state["lora_A"].shape == (3, 5)
     assert wider["stack"].state["lora_B"].shape == (2, 3, 3)
     assert relative(update(wider["linear"]), update(sets[1]["linear"])) < 3e-6
-
-
-def test_the_former_argument_report_warns_and_gives_the_same_pair(sets):
-    with pytest.warns(JnoLoraWarning, match=r"Call combine_with_report\(") as told:
-        former = combine(sets, WEIGHTS, "svd", rank=2, report=True)
-    assert told[0].filename == __file__
-    assert eqx.tree_equal(former, combine_with_report(sets, WEIGHTS, "svd", rank=2))
-    combined = combine(sets, WEIGHTS, "svd", rank=2, report=False)
-    assert eqx.tree_equal(combined, former[0])
 
 
 def test_weights_and_adapters_may_be_traced(sets):

@@ -11,6 +11,7 @@ from tests.zoo.combining._tools import layers, relative, trained, update
 
 from jno.lora import (
     JnoLoraWarning,
+    MatrixAdapter,
     Net,
     Registry,
     SelectionError,
@@ -150,7 +151,7 @@ class NoProduct(ScalesBias):
     variant = "lora"
 
 
-class RaisesAsked(NoProduct):
+class RaisesAsked(NoProduct, MatrixAdapter):
     """A third party's LoRA that fails when it is asked about a layer."""
 
     @classmethod

@@ -2,15 +2,16 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import PartitionSpec
 from jaxtyping import Array
 
-from ._views import Conv, Dot, Lookup, Ragged, Run, RunsView, Virtual, of_view
+from ._views import Conv, Dot, Lookup, Ragged, Result, Run, RunsView, Virtual, of_view
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -38,26 +39,26 @@ class Watched(RunsView):
 
     only_watches: ClassVar[bool] = True
 
-    runs: tuple[tuple[Run, ...], ...] = eqx.field(static=True)
-    dtype: Any = eqx.field(static=True)
-    record: Record = eqx.field(static=True)
     name: str = eqx.field(static=True)
+    runs: tuple[tuple[Run, ...], ...] = eqx.field(static=True)
+    dtype: np.dtype = eqx.field(static=True)
+    record: Record = eqx.field(static=True)
     picked: frozenset[str] = eqx.field(static=True, default=frozenset())
 
     def dense(self) -> Array:
         return jnp.zeros(self.shape, self.dtype)
 
-    def cast(self, dtype: Any) -> "Watched":
+    def cast(self, dtype: np.dtype) -> "Watched":
         return dataclasses.replace(self, dtype=dtype)
 
-    def cut(self, axis: int, start: Any, size: int) -> "Watched":
+    def cut(self, axis: int, start: int | Array, size: int) -> "Watched":
         if size > 1:
             return self._resized(axis, size)
         if sum(n > 1 for n in self.shape) > 2:  # a row of a matrix may be anything
             self.record.stacked.update(self._sides([axis]))
         return self.with_axis(axis, ())
 
-    def looked_up(self, lookup: Lookup) -> Any:
+    def looked_up(self, lookup: Lookup) -> Result:
         free_axes, sides = lookup.free_axes(self.ndim), self._sides(lookup.axes)
         if sum(self.shape[axis] > 1 for axis in free_axes) < 2:
             self.record.looked_up.update(sides)
@@ -98,7 +99,7 @@ class Watched(RunsView):
     def ragged(self, ragged: Ragged) -> Array:
         return self._product(ragged.out, {"s": [0], "i": [1], "o": [2]})
 
-    def scanned(self) -> tuple[Any, Callable[[Any], "Watched"]]:
+    def scanned(self) -> tuple[Array, Callable[[Array], "Watched"]]:
         self.record.stacked.update(self._sides([0]))
         return self.dense(), lambda _: dataclasses.replace(self, runs=self.runs[1:])
 
@@ -134,4 +135,4 @@ class Watched(RunsView):
 def watched(path: str, array: Array, record: Record) -> Virtual:
     sizes = enumerate(array.shape)
     runs = tuple((Run(str(axis), 1, size),) if size > 1 else () for axis, size in sizes)
-    return of_view(Watched(runs, array.dtype, record, path))
+    return of_view(Watched(path, runs, array.dtype, record), array.dtype)

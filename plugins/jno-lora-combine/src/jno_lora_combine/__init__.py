@@ -1,13 +1,14 @@
 """Arithmetic of adapters: combine, scale, stack and convert sets, and measure their updates."""
 
 from ._combine import combine, combine_with_report
-from ._convert import extract_lora, shrink, to_lora
 from ._effects import AdapterEffect, AdapterEffects, adapter_effects, plot_adapters
+from ._extract_lora import extract_lora
 from ._intruders import IntruderReport, IntruderRow, reduce_intruders, report_intruders
 from ._pictures import new_picture
 from ._products import UpdateReport, UpdateRow, scale_adapters
 from ._stacking import stack_adapters, take_adapters
 from ._sum import AdapterSum, split_adapters, sum_adapters
+from ._to_lora import shrink, to_lora
 
 __all__ = [
     "AdapterEffect",

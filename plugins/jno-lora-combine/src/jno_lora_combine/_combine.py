@@ -1,12 +1,13 @@
 """Combine sets of adapters into one set, by arithmetic on their updates."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from jno.lora import AdapterSet, LooseAdapter, LoRAWrapper, MatrixAdapter, SelectionError
@@ -20,7 +21,6 @@ from jno.lora.extending import (
     run,
     show_path,
     stable_hash,
-    warn,
     widest,
 )
 from jno_lora_zoo import Factors
@@ -84,15 +84,10 @@ _REQUIRED = {
     "statistics": "the inputs' `statistics` of each set, in a list",
 }
 
-if TYPE_CHECKING:
-    Combined = AdapterSet
-else:  # the next release refuses `report=True`, which returns a pair
-    Combined = AdapterSet | tuple[AdapterSet, UpdateReport]
-
 
 def combine(
     sets: Sequence[AdapterSet],
-    weights: Any,
+    weights: Iterable[ArrayLike],
     method: Combination = "linear",
     *,
     density: float | None = None,
@@ -101,8 +96,7 @@ def combine(
     majority_sign: MajoritySign = "total",
     statistics: Sequence[Mapping[str, Mapping[str, Array]]] | None = None,
     off_diagonal: float | None = None,
-    report: bool = False,
-) -> Combined:
+) -> AdapterSet:
     r"""Combine several sets of adapters into one.
 
     All methods act on the updates `U_i = s_i B_i A_i` of a layer's matrix, with each adapter's own
@@ -165,20 +159,23 @@ def combine(
     Papers: TIES, arXiv:2306.01708; DARE, arXiv:2311.03099; KnOTS, arXiv:2410.19735 (its code trims
     all layers together); RegMean, arXiv:2212.09849 (without weights, which means weights of 1).
     """
-    if report:
-        warn(
-            "combine(..., report=True) will not be accepted by the next release. Call "
-            "combine_with_report(...), which returns the same pair."
-        )
-    options: Any = {"density": density, "rank": rank, "key": key, "majority_sign": majority_sign}
-    options |= {"statistics": statistics, "off_diagonal": off_diagonal}
-    pair: Any = combine_with_report(sets, weights, method, **options)
-    return pair if report else pair[0]
+    adapters, _ = combine_with_report(
+        sets,
+        weights,
+        method,
+        density=density,
+        rank=rank,
+        key=key,
+        majority_sign=majority_sign,
+        statistics=statistics,
+        off_diagonal=off_diagonal,
+    )
+    return adapters
 
 
 def combine_with_report(
     sets: Sequence[AdapterSet],
-    weights: Any,
+    weights: Iterable[ArrayLike],
     method: Combination = "linear",
     *,
     density: float | None = None,
@@ -257,7 +254,7 @@ def _without_sums(adapters: AdapterSet) -> AdapterSet:
     return AdapterSet(joined, adapters.shared)
 
 
-def _listed_weights(weights: Any, number: int) -> list[Array]:
+def _listed_weights(weights: Iterable[ArrayLike], number: int) -> list[Array]:
     try:
         listed = list(weights)
     except TypeError:
@@ -339,7 +336,7 @@ def _shares_of(
     """
     factor = 0.9 if off_diagonal is None else off_diagonal
     grams = [_damped(covariance, factor) for covariance in covariances]
-    total: Any = sum(grams[1:], start=grams[0])
+    total = sum(grams[1:], start=grams[0])
     inverse = jnp.linalg.pinv(total, hermitian=True)
     return [grams[index] @ inverse for index in present]
 
@@ -466,12 +463,12 @@ class _Recipe:
 
 def _combined(
     recipe: _Recipe,
-    cls: Any,
-    states: list[Mapping[str, Any]],
-    scales: list[Any],
+    cls: type[LoRAWrapper],
+    states: list[Mapping[str, Array]],
+    scales: Sequence[ArrayLike],
     weights: list[Array],
     key: PRNGKeyArray | None,
-    numbers: list[Any],
+    numbers: list[np.ndarray],
     input_shares: list[Array] | None,
 ) -> tuple[dict[str, Array], Array]:
     dtype = widest(state[name].dtype for state in states for name in ("lora_A", "lora_B"))
@@ -504,8 +501,8 @@ def _combined(
         )
         triplets = triplets_of(total)
     rank = min(rank, largest)
-    return _state(cls, cut(triplets, rank), dtype), lost_by_cutting(triplets, rank)
+    return _state(cls, cut(triplets, rank), dtype), lost_by_cutting([triplets], rank)
 
 
-def _state(cls: type[LoRAWrapper], update: Factors, dtype: Any) -> dict[str, Array]:
+def _state(cls: type[LoRAWrapper], update: Factors, dtype: DTypeLike) -> dict[str, Array]:
     return {name: array.astype(dtype) for name, array in update.as_adapter(cls)[0].items()}

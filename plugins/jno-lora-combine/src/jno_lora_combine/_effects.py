@@ -2,15 +2,16 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from os import PathLike
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import PyTree
 
 from jno.lora import LoRAWrapper, MatrixAdapter, SelectionError, Table, WrapperError
@@ -167,7 +168,7 @@ def plot_adapters(model: PyTree, path: str | PathLike[str] | None = None) -> "Fi
     return figure.saved(path)
 
 
-def _draw(figure: Any, rows: Sequence[AdapterEffect]) -> None:
+def _draw(figure: "Figure", rows: Sequence[AdapterEffect]) -> None:
     """Size, effective rank and singular values of each update, the first layer on top."""
     from matplotlib import colormaps
     from matplotlib.ticker import MaxNLocator
@@ -199,17 +200,17 @@ def _draw(figure: Any, rows: Sequence[AdapterEffect]) -> None:
         axes.spines[["top", "right"]].set_visible(False)
 
 
-def _matrices_of(adapter: LoRAWrapper, layer: Any) -> dict[str, Any]:
+def _matrices_of(adapter: LoRAWrapper, layer: eqx.Module) -> dict[str, np.ndarray]:
     """The matrices of `layer`, `(*stack, rows, columns)`, by the names of families or arrays."""
     cls = MatrixAdapter.of(type(adapter))
-    ndim = cls.stack_ndim(adapter.base)
+    ndim = type(adapter).stack_ndim(adapter.base)
     families = over_stack(cls.matrices, ndim)(layer)
     if families:
         rows_first = {name: np.moveaxis(np.asarray(W), -2, ndim) for name, W in families.items()}
         return {name: _flattened(W, ndim) for name, W in rows_first.items()}
-    declared: Any = over_stack(cls.matrix, ndim)(layer)
+    declared = over_stack(cls.matrix, ndim)(layer)
     declared = np.zeros(0) if declared is None else declared
-    matrices: dict[str, Any] = {}
+    matrices: dict[str, np.ndarray] = {}
     for keys, array in jtu.tree_leaves_with_path(layer):
         if eqx.is_inexact_array(array) and array.size:
             # A matrix of the same size is this array with its axes in another order.
@@ -218,7 +219,7 @@ def _matrices_of(adapter: LoRAWrapper, layer: Any) -> dict[str, Any]:
     return matrices
 
 
-def _flattened(array: Any, ndim: int) -> Any:
+def _flattened(array: ArrayLike, ndim: int) -> np.ndarray:
     """`array` with one axis of rows and one of columns behind the axes of a stack."""
     array = np.asarray(array)
     if array.ndim == ndim:
@@ -226,7 +227,12 @@ def _flattened(array: Any, ndim: int) -> Any:
     return array.reshape(*array.shape[: ndim + 1], -1)
 
 
-def _effects_of(path: str, adapter: LoRAWrapper, before: Any, after: Any) -> list[AdapterEffect]:
+def _effects_of(
+    path: str,
+    adapter: LoRAWrapper,
+    before: Mapping[str, np.ndarray],
+    after: Mapping[str, np.ndarray],
+) -> list[AdapterEffect]:
     dtypes = [x.dtype for x in jax.tree.leaves(adapter.base) if eqx.is_inexact_array(x)]
     eps = min(float(jnp.finfo(dtype).eps) for dtype in (*dtypes, jnp.float32))
     effects: list[AdapterEffect] = []
@@ -245,14 +251,14 @@ def _effects_of(path: str, adapter: LoRAWrapper, before: Any, after: Any) -> lis
     return [effect for effect in effects if effect.shape[1] > 1]
 
 
-def _singular_values(dW: Any, rounding: float) -> Any:
+def _singular_values(dW: np.ndarray, rounding: float) -> np.ndarray:
     if not np.isfinite(dW).all():
         return np.full(min(dW.shape), np.nan)
     values = np.linalg.svd(dW, compute_uv=False)
     return np.where(values > rounding, values, 0)
 
 
-def _effective_rank(values: Any) -> float:
+def _effective_rank(values: np.ndarray) -> float:
     if not values.any():
         return 0.0
     values = values[values != 0].astype(np.float64)

@@ -2,12 +2,12 @@
 
 import dataclasses
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import PyTree
+from jaxtyping import Array, PyTree
 
 from jno.lora import (
     AdapterSet,
@@ -31,7 +31,7 @@ from jno.lora.extending import (
 )
 from jno_lora_zoo import Factors, known_factors
 
-from ._convert import to_lora
+from ._to_lora import to_lora
 
 
 @dataclasses.dataclass(frozen=True)
@@ -230,7 +230,7 @@ class _Decomposed(NamedTuple):
         return A, factor * np.take_along_axis(self.U, order[..., None, :], -1) * sizes[..., None, :]
 
 
-def _decomposed(before: Any, after: Any, top: int, threshold: float) -> _Decomposed:
+def _decomposed(before: np.ndarray, after: np.ndarray, top: int, threshold: float) -> _Decomposed:
     U, S, Vt = np.linalg.svd(after, full_matrices=False)
     former, sizes, _ = np.linalg.svd(before, full_matrices=False)
     # Complex matrices have a free phase, as real matrices have a free sign.
@@ -251,7 +251,8 @@ def _matrices(adapter: LoRAWrapper) -> dict[str, tuple[np.ndarray, np.ndarray]] 
     if not type(adapter).mergeable:
         return None
     matrices = over_stack(
-        lambda layer: cls.matrices(layer) or {"": cls.matrix(layer)}, cls.stack_ndim(adapter.base)
+        lambda layer: cls.matrices(layer) or {"": cls.matrix(layer)},
+        type(adapter).stack_ndim(adapter.base),
     )
     with jax.enable_x64(True):
         before, after = (jax.tree.map(_on_host, matrices(layer)) for layer in wide_layers(adapter))
@@ -259,7 +260,7 @@ def _matrices(adapter: LoRAWrapper) -> dict[str, tuple[np.ndarray, np.ndarray]] 
     return pairs or None
 
 
-def _on_host(matrix: Any) -> np.ndarray:
+def _on_host(matrix: Array) -> np.ndarray:
     return np.asarray(matrix, np.complex128 if jnp.iscomplexobj(matrix) else np.float64)
 
 
@@ -279,7 +280,7 @@ def _with_change(
     return dataclasses.replace(adapter, state=state, rank=rank, alpha=alpha)
 
 
-def _check(top: Any, threshold: Any) -> None:
+def _check(top: object, threshold: object) -> None:
     """**Raises:** `SelectionError` unless both numbers are valid."""
     if not isinstance(top, int | np.integer) or isinstance(top, bool) or top < 1:
         raise SelectionError(f"`top` must be a whole number of at least 1, but is {top!r}.")

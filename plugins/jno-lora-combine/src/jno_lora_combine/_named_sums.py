@@ -2,12 +2,11 @@
 
 import dataclasses
 from collections.abc import Collection, Mapping
-from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
 import jax.tree_util as jtu
-from jaxtyping import PyTree
+from jaxtyping import Array, PyTree
 
 from jno.lora import SelectionError, extract_adapters, lora_trainable_filter
 from jno.lora.extending import (
@@ -24,7 +23,7 @@ from jno.lora.extending import (
     warn,
 )
 
-from ._sum import split_adapters, sum_adapters
+from ._sum import AdapterSum, split_adapters, sum_adapters
 
 
 def activate(
@@ -46,7 +45,7 @@ def activate(
     summed = sum_adapters(model, adapters, weights=weights, train=train)
     former = {name: stored.weights.get(frozenset(sets), {}) for name, stored in sets.items()}
 
-    def weighted(path: str, adapter: Any) -> Any:
+    def weighted(path: str, adapter: AdapterSum) -> AdapterSum:
         new = jnp.ones_like(adapter.weights[..., 0])  # for a layer that was in no sum before
         columns = [former[member.name].get(path, new) for member in adapter.members]
         return eqx.tree_at(lambda a: a.weights, adapter, jnp.stack(columns, axis=-1))
@@ -94,7 +93,7 @@ def deactivate(
             f"lost:\n{bullets(map(show_path, plain), 5)}\n"
             "Call net.merge() or net.unwrap(). extract_adapters(net.module) has all adapters."
         )
-    weights: dict[str, dict[str, Any]] = {name: {} for name in sets}
+    weights: dict[str, dict[str, Array]] = {name: {} for name in sets}
     trains = {name: dict(stored.trains) for name, stored in sets.items()}
     for path, adapter, mask in layers:
         for index, member in enumerate(adapter.members):

@@ -1,12 +1,12 @@
 """Updates that are products `B A`: extract them from adapters, scale them, cut their rank."""
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float, Inexact
 
 from jno.lora import (
@@ -28,6 +28,7 @@ from jno.lora.extending import (
     show_path,
     table,
     warn,
+    widest,
 )
 from jno_lora_zoo import Factors, Triplets
 
@@ -139,10 +140,17 @@ def cut(triplets: Triplets, rank: int) -> Factors:
     return padded(Factors(Vt[..., :rank, :], B), rank)
 
 
-def lost_by_cutting(triplets: Triplets, rank: int) -> Float[Array, ""]:
-    """`||W - W_rank|| / ||W||` in the Frobenius norm, over all of a stack; 0 if `W` is 0."""
-    total = jnp.sum(triplets.S * triplets.S)
-    return jnp.sqrt(jnp.sum(triplets.S[..., rank:] ** 2) / jnp.where(total > 0, total, 1))
+def norm_of(matrices: Iterable[Triplets], start: int = 0) -> Float[Array, ""]:
+    """The Frobenius norm of all matrices together, without their first `start` directions."""
+    values = [triplets.S[..., start:].ravel() for triplets in matrices]
+    dtype = widest(S.dtype for S in values)
+    return jnp.linalg.norm(jnp.concatenate([S.astype(dtype) for S in values]))
+
+
+def lost_by_cutting(matrices: Collection[Triplets], rank: int) -> Float[Array, ""]:
+    """`||W - W_rank|| / ||W||` over all matrices, each of which may be a stack; 0 if `W` is 0."""
+    norm = norm_of(matrices)
+    return norm_of(matrices, rank) / jnp.where(norm > 0, norm, 1)
 
 
 def rank_for(triplets: Triplets, energy: float) -> int:
@@ -159,7 +167,7 @@ def padded(update: Factors, rank: int) -> Factors:
     return Factors(A, jnp.pad(update.B, [*stack, (0, 0), new]))
 
 
-def scale_adapters(adapters: AdapterSet, factor: Any) -> AdapterSet:
+def scale_adapters(adapters: AdapterSet, factor: ArrayLike) -> AdapterSet:
     """`adapters` with every update multiplied by `factor` (for LoRA, in `lora_B`).
 
     **Arguments:**
@@ -176,7 +184,7 @@ def scale_adapters(adapters: AdapterSet, factor: Any) -> AdapterSet:
     return AdapterSet(scaled, adapters.shared)
 
 
-def weighted(path: str, adapter: LooseAdapter, factor: Any) -> LooseAdapter:
+def weighted(path: str, adapter: LooseAdapter, factor: ArrayLike) -> LooseAdapter:
     """An adapter that `combine` takes, times a number, or a number for each layer of a stack."""
     if adds_up(adapter.wrapper):
         return summed(path, [adapter], [factor])
@@ -187,7 +195,9 @@ def weighted(path: str, adapter: LooseAdapter, factor: Any) -> LooseAdapter:
     return dataclasses.replace(adapter, state={**adapter.state, "lora_B": B})
 
 
-def summed(path: str, adapters: Sequence[LooseAdapter], weights: Sequence[Any]) -> LooseAdapter:
+def summed(
+    path: str, adapters: Sequence[LooseAdapter], weights: Sequence[ArrayLike]
+) -> LooseAdapter:
     """The weighted sum of adapters of one class with a `sum_of`.
 
     A weight may have the axes of a stack.
@@ -196,7 +206,7 @@ def summed(path: str, adapters: Sequence[LooseAdapter], weights: Sequence[Any]) 
     """
     first = adapters[0]
 
-    def sum_of_layer(states: list[Mapping[str, Any]], weights: list[Any]) -> Any:
+    def sum_of_layer(states: list[Mapping[str, Array]], weights: list[ArrayLike]) -> Term | None:
         triples = zip(states, adapters, weights, strict=True)
         terms = [Term(state, a.rank, a.alpha, weight) for state, a, weight in triples]
         return MatrixAdapter.of(first.wrapper).sum_of(terms)
@@ -213,7 +223,9 @@ def summed(path: str, adapters: Sequence[LooseAdapter], weights: Sequence[Any]) 
     return dataclasses.replace(first, state=dict(total.state), rank=total.rank, alpha=total.alpha)
 
 
-def factors_of(states: Sequence[Mapping[str, Any]], scales: Any, dtype: Any) -> list[Factors]:
+def factors_of(
+    states: Sequence[Mapping[str, Array]], scales: Sequence[ArrayLike], dtype: DTypeLike
+) -> list[Factors]:
     """The updates of adapters with these states. The scales go into `B`."""
     updates: list[Factors] = []
     for state, scale in zip(states, scales, strict=True):
@@ -224,10 +236,11 @@ def factors_of(states: Sequence[Mapping[str, Any]], scales: Any, dtype: Any) -> 
     return updates
 
 
-def listed_sets(sets: Any, verb: str) -> list[AdapterSet]:
+def listed_sets(sets: object, verb: str) -> list[AdapterSet]:
     """**Raises:** `SelectionError` if `sets` is empty, or not a list of sets."""
-    listed = list(sets) if isinstance(sets, Iterable) else [sets]
-    misfits = [type(item).__name__ for item in listed if not isinstance(item, AdapterSet)]
+    items = list(sets) if isinstance(sets, Iterable) else [sets]
+    listed = [item for item in items if isinstance(item, AdapterSet)]
+    misfits = [type(item).__name__ for item in items if not isinstance(item, AdapterSet)]
     if misfits or not listed:
         raise SelectionError(
             f"Only AdapterSets can be {verb}, in a list, but this is a list of "
@@ -264,7 +277,7 @@ def check_products(sets: Sequence[AdapterSet], done: str, sums: bool = False) ->
         )
 
 
-def check_fraction(name: str, fraction: Any) -> None:
+def check_fraction(name: str, fraction: object) -> None:
     """**Raises:** `SelectionError` unless `fraction` is a Python number in `(0, 1]`."""
     if not (isinstance(fraction, float | int | np.number) and 0 < fraction <= 1):
         raise SelectionError(f"`{name}` must be a Python number in (0, 1], but is {fraction!r}.")

@@ -2,12 +2,12 @@
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
+from jax.typing import DTypeLike
 from jaxtyping import Array
 
 from jno.lora import AdapterSet, LooseAdapter, SelectionError
@@ -61,7 +61,7 @@ def stack_adapters(
     return AdapterSet({p: _padded([s.adapters.get(p) for s in sets], rank) for p in paths})
 
 
-def take_adapters(stacked: AdapterSet, index: Any) -> AdapterSet:
+def take_adapters(stacked: AdapterSet, index: int | np.integer | Array) -> AdapterSet:
     """The set in one slot of a stack. Inside `vmap`, each example can take a different slot.
 
     **Arguments:**
@@ -116,7 +116,7 @@ def _padded(adapters: list[LooseAdapter | None], rank: int | None) -> LooseAdapt
 
 
 def _stacked(
-    states: list[Mapping[str, Any]], scales: list[Any], rank: int, dtype: Any
+    states: list[Mapping[str, Array]], scales: list[np.ndarray], rank: int, dtype: DTypeLike
 ) -> dict[str, Array]:
     updates = [padded(update, rank) for update in factors_of(states, scales, scales[0].dtype)]
     A, B = (jnp.stack(arrays).astype(dtype) for arrays in zip(*updates, strict=True))
@@ -143,9 +143,9 @@ def _differences(sets: Sequence[AdapterSet], is_padded: bool) -> Iterator[str]:
                 yield f"{name}: {expected} in set {first}, {value} in set {number}"
 
 
-def _facts(adapters: AdapterSet, is_padded: bool) -> dict[str, Any]:
+def _facts(adapters: AdapterSet, is_padded: bool) -> dict[str, object]:
     """The facts that must be equal in all sets, by the place and the name of each fact."""
-    facts: dict[str, Any] = {"shared arrays": _shown(adapters.shared)}
+    facts: dict[str, object] = {"shared arrays": _shown(adapters.shared)}
     for path, adapter in adapters.adapters.items():
         of_adapter = {
             # A class may have been defined twice, for example by a notebook cell that ran again.
@@ -159,5 +159,5 @@ def _facts(adapters: AdapterSet, is_padded: bool) -> dict[str, Any]:
     return facts
 
 
-def _shown(arrays: Mapping[str, Any]) -> dict[str, str]:
+def _shown(arrays: Mapping[str, Array]) -> dict[str, str]:
     return {name: show_array(array) for name, array in arrays.items()}

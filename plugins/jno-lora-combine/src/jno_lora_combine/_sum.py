@@ -11,6 +11,7 @@ import equinox as eqx
 import jax.numpy as jnp
 import jax.tree_util as jtu
 from jax.sharding import PartitionSpec
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PyTree
 
 from jno.lora import (
@@ -75,9 +76,9 @@ class AdapterSum(SeveralAdapters):
 
     adapter_fields = ("trained", "weights")
 
-    base: Any
-    trained: dict[str, Any]
-    frozen: dict[str, Any]
+    base: eqx.Module
+    trained: dict[str, LoRAWrapper]
+    frozen: dict[str, LoRAWrapper]
     weights: Float[Array, " n"]
 
     @classmethod
@@ -86,7 +87,7 @@ class AdapterSum(SeveralAdapters):
         return _sum_class(members, trains_weights)
 
     @classmethod
-    def applies_to(cls, leaf: Any) -> bool:
+    def applies_to(cls, leaf: object) -> bool:
         return bool(cls.members) and all(claims(m.wrapper, leaf) for m in cls.members)
 
     @classmethod
@@ -130,7 +131,7 @@ class AdapterSum(SeveralAdapters):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.joined()(*args, **kwargs)
 
-    def merge(self) -> Any:
+    def merge(self) -> eqx.Module:
         layer = self.joined()
         return layer.merge() if isinstance(layer, LoRAWrapper) else layer
 
@@ -157,16 +158,16 @@ class AdapterSum(SeveralAdapters):
             for path, spec in self._around_base(name).partition_specs().items()
         }
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> dict[str, Array]:
         states = {m.name: self._around_base(m.name).state() for m in self.members}
         arrays = {f"{name}/{key}": x for name, state in states.items() for key, x in state.items()}
         return {"weights": self.weights, **arrays}
 
     @classmethod
     def from_state(
-        cls, base: Any, state: Mapping[str, Array], rank: Any, alpha: Any
+        cls, base: eqx.Module, state: Mapping[str, Array], rank: object, alpha: object
     ) -> "AdapterSum":
-        fields: dict[str, dict[str, Any]] = {"trained": {}, "frozen": {}}
+        fields: dict[str, dict[str, LoRAWrapper]] = {"trained": {}, "frozen": {}}
         for m in cls.members:
             adapter = m.wrapper.from_state(base, _state_of(m.name, state), m.rank, m.alpha)
             bare = eqx.tree_at(lambda w: w.base, adapter, None)
@@ -231,14 +232,14 @@ def _sum_class(members: tuple[Member, ...], trains_weights: bool) -> type[Adapte
     return make(f"Sum({', '.join(member.name for member in members)})", (AdapterSum,), body)
 
 
-def _pickled_sum_class(cls: Any) -> Any:
+def _pickled_sum_class(cls: type[AdapterSum]) -> tuple[object, tuple[object, ...]]:
     return _sum_class, (cls.members, "weights" in cls.adapter_fields)
 
 
 copyreg.pickle(_SumMeta, _pickled_sum_class)  # pyright: ignore[reportArgumentType]
 
 
-def _state_of(name: str, state: Mapping[str, Any]) -> dict[str, Any]:
+def _state_of(name: str, state: Mapping[str, Array]) -> dict[str, Array]:
     """The arrays of one member, from the arrays of its sum."""
     prefix = f"{name}/"
     return {key.removeprefix(prefix): x for key, x in state.items() if key.startswith(prefix)}
@@ -250,7 +251,7 @@ def _view_of(cls: type[LoRAWrapper], layer: Any) -> Any:
     return getattr(kind.matrix, "__func__", None)
 
 
-def _plain_lora(products: Sequence[type[LoRAWrapper]], layer: Any) -> type[LoRAWrapper] | None:
+def _plain_lora(products: Sequence[type[LoRAWrapper]], layer: object) -> type[LoRAWrapper] | None:
     """A class of plain LoRA for `layer` that updates the matrix of one of these classes."""
     views = {_view_of(cls, layer) for cls in products}
 
@@ -280,13 +281,13 @@ def _within_full_rank(A: Array, B: Array) -> Factors:
     return Factors(B @ A, identity) if len(B) <= A.shape[1] else Factors(identity, B @ A)
 
 
-def _changed(base: Any, parts: Sequence[_Part]) -> Any:
+def _changed(base: eqx.Module, parts: Sequence[_Part]) -> eqx.Module:
     """`base` plus the weighted changes of all its arrays, in the dtypes of `base`."""
     refuse_coded(base)
     wide = at_least_float32(base)
     widened = {id(x): y for x, y in zip(*map(jtu.tree_leaves, (base, wide)), strict=True)}
 
-    def merged(adapter: LoRAWrapper) -> Any:
+    def merged(adapter: LoRAWrapper) -> eqx.Module:
         # Contains the same array objects as `wide` wherever an adapter left an array unchanged.
         return at_least_float32(jtu.tree_map(lambda x: widened.get(id(x), x), adapter)).merge()
 
@@ -402,7 +403,7 @@ def _problems(path: str, sets: Mapping[str, AdapterSet]) -> Iterator[str]:
 def _sum_at(
     path: str,
     sets: Mapping[str, AdapterSet],
-    numbers: Mapping[str, Any],
+    numbers: Mapping[str, ArrayLike],
     train: Collection[str],
     trains_weights: bool,
 ) -> LooseAdapter:
@@ -415,7 +416,7 @@ def _sum_at(
     weights = jnp.stack([jnp.asarray(numbers.get(name, 1.0), dtype) for name in here])
     ndim, arrays = first.layer.stack_ndim, first.layer.arrays
     stack = arrays[0][1][:ndim] if ndim else ()
-    state: dict[str, Any] = {"weights": jnp.broadcast_to(weights, (*stack, len(here)))}
+    state: dict[str, Array] = {"weights": jnp.broadcast_to(weights, (*stack, len(here)))}
     for name, adapter in here.items():
         state |= {f"{name}/{key}": array for key, array in adapter.state.items()}
     return LooseAdapter(
@@ -435,15 +436,15 @@ def split_adapters(model: PyTree) -> dict[str, AdapterSet]:
     if not isinstance(model, AdapterSet):
         expect_model(model, "split_adapters")
         adapters = extract_adapters(model)
-    for path, adapter in adapters.adapters.items():
-        if not issubclass(adapter.wrapper, AdapterSum):
-            raise SelectionError(
-                f"split_adapters takes sums of adapters, but {show_path(path)!r} has a "
-                f"{adapter.wrapper.__name__}. Use extract_adapters(model)."
-            )
     sets: dict[str, dict[str, LooseAdapter]] = {}
     for path, adapter in adapters.adapters.items():
-        for m in adapter.wrapper.members:
+        cls = adapter.wrapper
+        if not issubclass(cls, AdapterSum):
+            raise SelectionError(
+                f"split_adapters takes sums of adapters, but {show_path(path)!r} has a "
+                f"{cls.__name__}. Use extract_adapters(model)."
+            )
+        for m in cls.members:
             state = _state_of(m.name, adapter.state)
             loose = LooseAdapter(state, m.wrapper, m.rank, m.alpha, adapter.layer)
             sets.setdefault(m.name, {})[path] = loose

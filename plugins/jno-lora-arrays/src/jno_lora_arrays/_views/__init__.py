@@ -9,6 +9,13 @@ from ._view import (
     DotAxes as DotAxes,
     Lookup as Lookup,
     Ragged as Ragged,
+    Result as Result,
     View as View,
 )
-from ._virtual import Virtual as Virtual, dense as dense, of_view as of_view, virtual as virtual
+from ._virtual import (
+    Value as Value,
+    Virtual as Virtual,
+    dense as dense,
+    of_view as of_view,
+    virtual as virtual,
+)

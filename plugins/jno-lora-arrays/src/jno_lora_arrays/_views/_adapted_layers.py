@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from typing import Any
+from typing import TypeGuard
 
 import equinox as eqx
 import jax
@@ -27,7 +27,7 @@ from ._view import DeclinedError
 _KINDS = (ArrayLayer, *(kind for kind in LAYER_KINDS if kind.weight_axes in ("oi", "io")))
 
 
-def is_known(adapter: Any) -> bool:
+def is_known(adapter: object) -> TypeGuard[Method]:
     """Whether the weight is laid out and merged as the kind of layer and the method define it.
 
     A subclass may override either.
@@ -49,7 +49,7 @@ def weight_of(layer: Any) -> Array:
     return weight.decoded() if is_coded(weight) else weight
 
 
-def kinds_of(adapter: Any) -> str:
+def kinds_of(adapter: Method) -> str:
     """The kind of each axis of the bare weight of an adapter's base: `s`, `o` or `i`."""
     base = adapter.base
     if type(base) is DeclaredArray:
@@ -57,7 +57,7 @@ def kinds_of(adapter: Any) -> str:
     return "s" * (len(base.weight.shape) - 2) + adapter.kind.weight_axes
 
 
-def matrix_of(adapter: Any, layer: Any) -> Array:
+def matrix_of(adapter: Method, layer: Any) -> Array:
     """The `(out, in)` matrix of the base, or of the merged layer; for a stack, one per layer."""
     if type(layer) is DeclaredArray:
         return layer.matrix()
@@ -65,7 +65,7 @@ def matrix_of(adapter: Any, layer: Any) -> Array:
     return weight.mT if adapter.kind.weight_axes == "io" else weight
 
 
-def matrix_shape(adapter: Any) -> tuple[int, ...]:
+def matrix_shape(adapter: Method) -> tuple[int, ...]:
     """The shape of the matrix of an adapter's base, with the axes of a stack."""
     base = adapter.base
     if type(base) is DeclaredArray:
@@ -74,7 +74,7 @@ def matrix_shape(adapter: Any) -> tuple[int, ...]:
     return (*stack, second, first) if adapter.kind.weight_axes == "io" else (*stack, first, second)
 
 
-def factors_of(adapter: Any) -> tuple[Array, Array] | None:
+def factors_of(adapter: Method) -> tuple[Array, Array] | None:
     """`A` `(r, in)` and `B` `(out, r)`, scale included, if `W' = W + B A` for the base's `W`.
 
     Both have the axes of a stack in front.
@@ -82,17 +82,17 @@ def factors_of(adapter: Any) -> tuple[Array, Array] | None:
     return over_stack(_factors, len(matrix_shape(adapter)) - 2)(adapter)
 
 
-def _factors(adapter: Any) -> tuple[Array, Array] | None:
+def _factors(adapter: Method) -> tuple[Array, Array] | None:
     form = adapter.form_of_law()
     return None if form is None or form.gain is not None else (form.A, form.B)
 
 
-def times_inputs(adapter: Any, x: Array) -> Array:
+def times_inputs(adapter: Method, x: Array) -> Array:
     """`W' x` for vectors `(n, in)`, in their dtype."""
     return jax.vmap(_as_linear(adapter, x.dtype).forward)(x)
 
 
-def times_outputs(adapter: Any, y: Array) -> Array:
+def times_outputs(adapter: Method, y: Array) -> Array:
     """`W'ᵀ y` for vectors `(n, out)`, as `times_inputs`."""
     linear = _as_linear(adapter, y.dtype)
     x = jax.ShapeDtypeStruct((linear.base.in_features,), y.dtype)
@@ -101,7 +101,7 @@ def times_outputs(adapter: Any, y: Array) -> Array:
     return jax.vmap(lambda row: transposed(row)[0])(y.astype(dtype))
 
 
-def columns(adapter: Any, index: Array) -> Array:
+def columns(adapter: Method, index: Array) -> Array:
     """The columns of `W'` at a vector of indices, `(n, out)`."""
     weight = matrix_of(adapter, adapter.base).T
     sizes = dict(zip(("num_embeddings", "embedding_size"), weight.shape, strict=True))
@@ -109,7 +109,7 @@ def columns(adapter: Any, index: Array) -> Array:
     return jax.vmap(_as_kind(adapter, EmbeddingLayer, base).forward)(index)
 
 
-def _as_linear(adapter: Any, dtype: Any) -> Any:
+def _as_linear(adapter: Method, dtype: Any) -> Any:
     weight = matrix_of(adapter, adapter.base).astype(dtype)
     sizes = dict(zip(("out_features", "in_features"), weight.shape, strict=True))
     fields = {"weight": weight, "bias": None, "use_bias": False, **sizes}
@@ -117,7 +117,7 @@ def _as_linear(adapter: Any, dtype: Any) -> Any:
     return _as_kind(adapter, LinearLayer, base)
 
 
-def _as_kind(adapter: Any, kind: type[LayerKind], base: Any) -> Any:
+def _as_kind(adapter: Method, kind: type[LayerKind], base: Any) -> Any:
     """The adapter of one layer around a layer of another kind, with the same matrix."""
     fields = {f.name: getattr(adapter, f.name) for f in dataclasses.fields(adapter)}
     layer = adapter.base

@@ -3,12 +3,14 @@
 import dataclasses
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeVar
 
 from equinox import AbstractVar
 from jaxtyping import Array
 
 from ._view import DeclinedError, View
+
+R = TypeVar("R", bound="RunsView")
 
 
 class Run(NamedTuple):
@@ -33,16 +35,16 @@ class RunsView(View):
     def shape(self) -> tuple[int, ...]:
         return tuple(math.prod(run.size for run in runs) for runs in self.runs)
 
-    def transposed(self, order: Sequence[int]) -> Any:
+    def transposed(self: R, order: Sequence[int]) -> R:
         return dataclasses.replace(self, runs=tuple(self.runs[axis] for axis in order))
 
-    def reshaped(self, shape: Sequence[int]) -> Any:
+    def reshaped(self: R, shape: Sequence[int]) -> R:
         runs = _distributed(self.runs_along(range(self.ndim)), shape)
         if runs is None:
             raise DeclinedError("a reshape that splits an axis of the weight unevenly")
         return dataclasses.replace(self, runs=runs)
 
-    def with_axis(self, axis: int, runs: tuple[Run, ...]) -> Any:
+    def with_axis(self: R, axis: int, runs: tuple[Run, ...]) -> R:
         return dataclasses.replace(self, runs=(*self.runs[:axis], runs, *self.runs[axis + 1 :]))
 
     def runs_along(self, axes: Iterable[int]) -> list[Run]:

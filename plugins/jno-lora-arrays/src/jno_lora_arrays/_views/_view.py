@@ -3,14 +3,16 @@
 import abc
 import string
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, TypeAlias
 
 import equinox as eqx
 import jax
+import numpy as np
 from equinox import AbstractVar
 from jax import lax
 from jax.sharding import PartitionSpec
-from jaxtyping import Array
+from jax.typing import DTypeLike
+from jaxtyping import Array, PyTree
 
 
 class DeclinedError(Exception):
@@ -38,7 +40,7 @@ class Dot(NamedTuple):
     x_axes: DotAxes
     weight_axes: DotAxes
     weight_first: bool
-    precision: Any
+    precision: lax.PrecisionLike
     out: jax.ShapeDtypeStruct
 
     def applied_to(self, weight: Array) -> Array:
@@ -46,9 +48,9 @@ class Dot(NamedTuple):
         left, right, axes = self.x, weight, (self.x_axes, self.weight_axes)
         if self.weight_first:
             left, right, axes = right, left, axes[::-1]
-        numbers: Any = tuple(zip(*axes, strict=True))
-        options = {"precision": self.precision, "preferred_element_type": self.out.dtype}
-        return lax.dot_general(left, right, numbers, **options)
+        numbers = (axes[0].summed, axes[1].summed), (axes[0].batch, axes[1].batch)
+        dtype = self.out.dtype
+        return lax.dot_general(left, right, numbers, self.precision, preferred_element_type=dtype)
 
     def names(self, weight_names: str) -> tuple[str, str]:
         """Names for the axes of `x` and of the result, given the names of the weight's axes."""
@@ -82,10 +84,20 @@ class Conv(NamedTuple):
         return self.params["dimension_numbers"].rhs_spec
 
     @property
+    def in_channel(self) -> int:
+        """The axis of the channels of `x`."""
+        return self.params["dimension_numbers"].lhs_spec[1]
+
+    @property
+    def out_channel(self) -> int:
+        """The axis of the channels of the result."""
+        return self.params["dimension_numbers"].out_spec[1]
+
+    @property
     def groups(self) -> int:
         return self.params["feature_group_count"]
 
-    def applied_to(self, x: Array, kernel: Array, dtype: Any) -> Array:
+    def applied_to(self, x: Array, kernel: Array, dtype: DTypeLike) -> Array:
         params = {name: self.params[name] for name in _CONV_PARAMS}
         return lax.conv_general_dilated(x, kernel, **params, preferred_element_type=dtype)
 
@@ -95,12 +107,12 @@ class Ragged(NamedTuple):
 
     x: Array
     sizes: Array
-    precision: Any
+    precision: lax.PrecisionLike
     out: jax.ShapeDtypeStruct
 
     def product(self, x: Array, matrices: Array) -> Array:
-        options = {"precision": self.precision, "preferred_element_type": self.out.dtype}
-        return lax.ragged_dot(x, matrices, self.sizes, **options)
+        dtype = self.out.dtype
+        return lax.ragged_dot(x, matrices, self.sizes, self.precision, preferred_element_type=dtype)
 
 
 class Lookup(NamedTuple):
@@ -138,10 +150,13 @@ class View(eqx.Module):
 
     # The class of the adapter, for reports.
     name: AbstractVar[str]
-    shape: AbstractVar[tuple[int, ...]]
-    dtype: AbstractVar[Any]
     # Whether the view only watches, so that rules may look into what they must not change.
     only_watches: ClassVar[bool] = False
+
+    @property
+    @abc.abstractmethod
+    def shape(self) -> tuple[int, ...]:
+        """The sizes of the axes of the weight, as this view sees it."""
 
     @property
     def ndim(self) -> int:
@@ -152,55 +167,59 @@ class View(eqx.Module):
         """The merged weight, with the axes and dtype of this view."""
 
     @abc.abstractmethod
-    def transposed(self, order: Sequence[int]) -> Any:
+    def transposed(self, order: Sequence[int]) -> "View":
         """With the axes in another order."""
 
     @abc.abstractmethod
-    def reshaped(self, shape: Sequence[int]) -> Any:
+    def reshaped(self, shape: Sequence[int]) -> "Result":
         """With axes joined or split, or with more or fewer axes of size one."""
 
     @abc.abstractmethod
-    def cast(self, dtype: Any) -> Any:
+    def cast(self, dtype: np.dtype) -> "View":
         """In another floating dtype."""
 
-    def constrained(self, constrain: Callable[[Array], Array]) -> Any:
+    def constrained(self, constrain: Callable[[Array], Array]) -> "View":
         """With a sharding that the function asks for. By default it is left to the compiler."""
         return self
 
-    def cut(self, axis: int, start: Any, size: int) -> Any:
+    def cut(self, axis: int, start: int | Array, size: int) -> "View":
         """`size` places of an axis, from `start` on."""
         raise DeclinedError(f"the update of a {self.name} is not a product")
 
-    def summed(self, axes: Sequence[int]) -> Any:
+    def summed(self, axes: Sequence[int]) -> "View":
         raise DeclinedError("summed over an axis")
 
-    def padded(self, axis: int, before: int, after: int) -> Any:
+    def padded(self, axis: int, before: int, after: int) -> "View":
         """With zeros before and after the places of an axis."""
         raise DeclinedError("joined with other arrays")
 
-    def looked_up(self, lookup: Lookup) -> Any:
+    def looked_up(self, lookup: Lookup) -> "Result":
         raise DeclinedError(
             "not a lookup, by ids, of rows of an embedding or columns of a linear layer"
         )
 
-    def product(self, use: Dot | Conv) -> Any:
+    def product(self, use: Dot | Conv) -> Array:
         return self.dot(use) if isinstance(use, Dot) else self.conv(use)
 
     @abc.abstractmethod
-    def dot(self, dot: Dot) -> Any:
+    def dot(self, dot: Dot) -> Array:
         """A product with an array."""
 
-    def conv(self, conv: Conv) -> Any:
+    def conv(self, conv: Conv) -> Array:
         raise DeclinedError(f"a convolution by the kernel of a {self.name} merges it")
 
-    def ragged(self, ragged: Ragged) -> Any:
+    def ragged(self, ragged: Ragged) -> Array:
         raise DeclinedError(f"the update of a {self.name} is not a product")
 
     @abc.abstractmethod
-    def scanned(self) -> tuple[Any, Callable[[Any], Any]]:
+    def scanned(self) -> tuple[PyTree, Callable[[PyTree], "View"]]:
         """For a scan over the first axis: arrays to scan over, and the view of their slices."""
 
-    def specs(self, spec: PartitionSpec) -> Any:
+    def specs(self, spec: PartitionSpec) -> "View | None":
         """The sharding of each array of the view, given the view's sharding, or `None`."""
         # By default an adapter is whole on every device.
         return None if any(spec) else jax.tree.map(lambda _: PartitionSpec(), self)
+
+
+# An operation returns values in place of a view if no use of them needs the adapter.
+Result: TypeAlias = View | Array

@@ -5,21 +5,22 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array
+from jaxtyping import Array, PyTree
 
 from jno.lora import merge_lora
+from jno_lora_zoo import Method
 
 from .._box import axes_with
 from ._adapted_layers import columns, matrix_of, matrix_shape, times_inputs, times_outputs
 from ._runs import Run, RunsView, rearranged
-from ._view import DeclinedError, Dot, Lookup
+from ._view import DeclinedError, Dot, Lookup, Result, View
 
 
 class Whole(RunsView):
@@ -29,20 +30,20 @@ class Whole(RunsView):
     - `runs`: as in `RunsView`. Their sides are `i`, `o`, and a number for each axis of the stack.
     """
 
-    adapter: Any
-    runs: tuple[tuple[Run, ...], ...] = eqx.field(static=True)
-    dtype: Any = eqx.field(static=True)
     name: str = eqx.field(static=True)
+    runs: tuple[tuple[Run, ...], ...] = eqx.field(static=True)
+    adapter: Method
+    dtype: np.dtype = eqx.field(static=True)
 
     def dense(self) -> Array:
         runs = self.runs_along(range(self.ndim))
         matrix = matrix_of(self.adapter, merge_lora(self.adapter))
         return rearranged(matrix, _as_stored(runs), runs).reshape(self.shape).astype(self.dtype)
 
-    def cast(self, dtype: Any) -> "Whole":
+    def cast(self, dtype: np.dtype) -> "Whole":
         return dataclasses.replace(self, dtype=dtype)
 
-    def cut(self, axis: int, start: Any, size: int) -> Any:
+    def cut(self, axis: int, start: int | Array, size: int) -> View:
         number = self._stack_axis(axis)
         if number is None:
             return super().cut(axis, start, size)
@@ -52,7 +53,7 @@ class Whole(RunsView):
         view = dataclasses.replace(self, adapter=adapter)
         return view.with_axis(axis, (Run(str(number), 1, size),) if size > 1 else ())
 
-    def looked_up(self, lookup: Lookup) -> Any:
+    def looked_up(self, lookup: Lookup) -> Result:
         free_axes = lookup.free_axes(self.ndim)
         sides = [[self._whole_side(axis) for axis in axes] for axes in (lookup.axes, free_axes)]
         if sides != [["i"], ["o"]]:
@@ -82,14 +83,14 @@ class Whole(RunsView):
         x = _as_vectors(product, dot, [size for size in stack_sizes if size > 1])
         # A product may be wider than its factors: `preferred_element_type`.
         x = x.astype(functools.reduce(np.promote_types, (x.dtype, self.dtype, dot.out.dtype)))
-        times: Any = times_inputs if side == "i" else times_outputs
+        times = times_inputs if side == "i" else times_outputs
         for size in reversed(stack_sizes):
             times = eqx.filter_vmap(times, in_axes=(eqx.if_array(0), 0 if size > 1 else None))
         with precision:
             y = times(self.adapter, x)
         return _as_result(product, dot, y)
 
-    def scanned(self) -> tuple[Any, Callable[[Any], "Whole"]]:
+    def scanned(self) -> tuple[PyTree, Callable[[PyTree], "Whole"]]:
         number = self._stack_axis(0)
         if number is None:
             raise DeclinedError("a scan over inputs or outputs")
@@ -117,7 +118,7 @@ class Whole(RunsView):
         return None if side in (None, "i", "o") else int(side)
 
 
-def whole_view(adapter: Any, kinds: str, weight: Array, name: str) -> Whole:
+def whole_view(name: str, weight: Array, adapter: Method, kinds: str) -> Whole:
     runs: list[tuple[Run, ...]] = []
     for axis, (kind, size) in enumerate(zip(kinds, weight.shape, strict=True)):
         if kind == "s":
@@ -126,10 +127,10 @@ def whole_view(adapter: Any, kinds: str, weight: Array, name: str) -> Whole:
             later_axes = [n for n in axes_with(kind, kinds) if n > axis]
             run = Run(kind, math.prod(weight.shape[n] for n in later_axes), size)
         runs.append((run,) if size > 1 else ())
-    return Whole(adapter, tuple(runs), weight.dtype, name)
+    return Whole(name, tuple(runs), adapter, weight.dtype)
 
 
-def _map_arrays(f: Callable[[Array], Array], adapter: Any) -> Any:
+def _map_arrays(f: Callable[[Array], Array], adapter: Method) -> Method:
     return jax.tree.map(lambda leaf: f(leaf) if eqx.is_array(leaf) else leaf, adapter)
 
 
@@ -190,7 +191,7 @@ def _count(runs: Iterable[Run]) -> int:
     return math.prod(run.size for run in runs)
 
 
-def _precision_context(precision: Any) -> contextlib.AbstractContextManager[Any]:
+def _precision_context(precision: lax.PrecisionLike) -> contextlib.AbstractContextManager[object]:
     """The context in which every product has this precision of `dot_general`."""
     if precision is None:
         return contextlib.nullcontext()
