@@ -30,7 +30,7 @@ def per_matrix(method: type[Method]) -> "type[MethodPerMatrix]":
     of_one_matrix = type(f"{method.__name__}OfOneMatrix", (method, LinearLayer), {})
     is_product = of_one_matrix.low_rank_scale(1, 1.0) is not None
     names = [field.name for field in dataclasses.fields(of_one_matrix)]
-    method_fields = tuple(name for name in names if name not in ("base", "rank", "alpha"))
+    method_fields = tuple(name for name in names if name not in _OTHER_FIELDS)
     members: dict[str, Any] = {
         "__annotations__": dict.fromkeys(method_fields, Any),
         "__doc__": inspect.getdoc(method),
@@ -50,6 +50,8 @@ def per_matrix(method: type[Method]) -> "type[MethodPerMatrix]":
     return cast(Any, type(f"{method.__name__}PerMatrix", (base,), members))
 
 
+# There is no dropout, because a layer passes no key on to its matrices.
+_OTHER_FIELDS = ("base", "rank", "alpha", "dropout")
 _SAME_FOR_EACH_MATRIX = (
     *("adapter_fields", "optional_fields", "factor_sides", "rank_gate", "rank_axes"),
     *("needs", "about"),
@@ -202,7 +204,7 @@ class MethodPerMatrix(MatricesLayer):
             if name in adapted:
                 rank = self.of_one_matrix.effective_rank(self.rank, *linear.weight.shape[-2:])
                 values = {f: None if d is None else _item(d, name) for f, d in dicts.items()}
-                values |= {"base": linear, "rank": rank, "alpha": self.alpha}
+                values |= {"base": linear, "rank": rank, "alpha": self.alpha, "dropout": None}
                 adapters[name] = with_attributes(object.__new__(self.of_one_matrix), values)
         return adapters
 
