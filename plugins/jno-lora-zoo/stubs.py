@@ -48,16 +48,17 @@ def _adapters(path: pathlib.Path) -> str:
     imports = [_only(kinds, node) for node in module.body if isinstance(node, ast.ImportFrom)]
     methods = _imports_of_methods()
     home = ".methods" if path.parent == ZOO else "jno_lora_zoo"
+    per_matrix = "MethodPerMatrix"
     several = {kind for kind in kinds if _has_several_matrices(kind, path.parent)}
     classes = {
         # An adapter of several matrices has the fields of the method, and is not the method.
-        f"{method}{kind.removesuffix('Layer')}": kind if kind in several else f"{method}, {kind}"
+        f"{method}{kind.removesuffix('Layer')}": f"{per_matrix if kind in several else method}, {kind}"
         for kind in kinds
         for method in methods
     }
     return "\n".join(
         [
-            f"{HEADER}from {home} import {', '.join(methods)}",
+            f"{HEADER}from {home} import {', '.join([*methods, *([per_matrix] if several else [])])}",
             *filter(None, imports),
             "from jno.lora.extending import ClassesByName",
             _exports(classes),

@@ -191,8 +191,11 @@ def test_statistics_do_not_depend_on_the_frame():
     R = -e3nn.rand_matrix(KEY)
 
     def moments(x):
-        rows = E3nnLayer.rows_of_inputs(layer, x)
-        assert {len(r) for r in E3nnLayer.rows_of_outputs(layer, layer(x)).values()} == {36}
+        all_rows = E3nnLayer.inputs_of(layer, x)
+        assert len(all_rows) == len(E3nnLayer.outputs_of(layer, layer(x))) == 36
+        matrices = E3nnLayer.matrices(layer)
+        ends = np.cumsum([W.shape[1] for W in matrices.values()])
+        rows = dict(zip(matrices, jnp.split(all_rows, ends[:-1], axis=1), strict=True))
         return {name: (r.mean(axis=0), r.T @ r / len(r)) for name, r in rows.items()}
 
     here, there = moments(X), moments(X.transform_by_matrix(R))

@@ -122,13 +122,14 @@ class E3nnLayer(MatricesLayer):
         if len(args) != (1 if is_vanilla else 2) or kwargs:
             return False
         x = args[-1]
-        dtypes = {array.dtype for array in layer._weights.values()} | {getattr(x, "dtype", None)}
+        if getattr(x, "irreps", None) is None:
+            return False
+        dtypes = {array.dtype for array in (*layer._weights.values(), x)}
         biased = {name for name in layer._weights if name.startswith("b[")}
         return (
             len(dtypes) == 1
             and dtypes.pop().itemsize >= 4
             and (not is_vanilla or biased == {path.bias for path in paths(layer)} - {None})
-            and getattr(x, "irreps", None) is not None
             and x.irreps.regroup() == layer.irreps_in
             and (is_vanilla or jnp.shape(args[0]) == x.shape[:-1])
         )
@@ -152,13 +153,13 @@ class E3nnLayer(MatricesLayer):
         return y if is_vanilla else layer(*args) + y
 
     @classmethod
-    def rows_of_inputs(cls, layer: Any, *args: Any, **kwargs: Any) -> dict[str, Array]:
+    def inputs_of(cls, layer: Any, *args: Any, **kwargs: Any) -> Float[Array, "n in"]:
         linear = layer._linear
         *weights, x = args
         x = e3nn().as_irreps_array(x)
         x = x.remove_zero_chunks().regroup().rechunk(linear.irreps_in)
         most = _components(layer)
-        rows: dict[str, Array] = {}
+        rows: list[Array] = []
         for path in paths(layer):
             features = x.chunks[path.place_in]
             if layer.linear_type == "mixed":
@@ -166,20 +167,19 @@ class E3nnLayer(MatricesLayer):
                 features = (w * features[..., None, :, :]).reshape(
                     *features.shape[:-2], -1, features.shape[-1]
                 )
-            rows[path.name] = _rows(features, linear.irreps_in[path.place_in].ir, most)
-        return rows
+            rows.append(_rows(features, linear.irreps_in[path.place_in].ir, most))
+        return jnp.concatenate(rows, axis=1)
 
     @classmethod
-    def rows_of_outputs(cls, layer: Any, y: Any) -> dict[str, Array]:
+    def outputs_of(cls, layer: Any, y: Any) -> Float[Array, "n out"]:
         linear = layer._linear
         if layer.channel_out is not None:
             y = y.axis_to_mul()
         chunks = y.rechunk(linear.irreps_out).chunks
         most = _components(layer)
         irreps = linear.irreps_out
-        return {
-            p.name: _rows(chunks[p.place_out], irreps[p.place_out].ir, most) for p in paths(layer)
-        }
+        rows = (_rows(chunks[p.place_out], irreps[p.place_out].ir, most) for p in paths(layer))
+        return jnp.concatenate([*rows], axis=1)
 
     @classmethod
     def gradient_factors(cls, layer: Any) -> dict[str, float]:

@@ -41,7 +41,7 @@ from ._layer_kind import (
 from ._matrices_layer import MatricesLayer as MatricesLayer, linear_layer as linear_layer
 from ._method import FAMILIES as FAMILIES, Method as Method, adapter_dtype_for as adapter_dtype_for
 from ._orthogonal import cayley as cayley, series_for as series_for
-from ._per_matrix import per_matrix as per_matrix
+from ._per_matrix import MethodPerMatrix as MethodPerMatrix, per_matrix as per_matrix
 from ._products import Factors as Factors, known_factors as known_factors
 from ._random import low_rank_start as low_rank_start, uniform_matrix as uniform_matrix
 from ._scaled import Additive as Additive, Scaled as Scaled

@@ -12,7 +12,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from jno.lora import WrapperError
-from jno.lora.extending import CodedArray, compute_dtype, is_coded
+from jno.lora.extending import CodedArray, compute_dtype as compute_dtype, is_coded
 
 from ._derivatives import differentiated_by
 

@@ -6,10 +6,7 @@ from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Float
-
-from jno.lora import WrapperError
 
 from ._arrays import in_compute_dtype
 from ._layer_kind import Bias, KindOfLayer
@@ -35,7 +32,8 @@ class MatricesLayer(KindOfLayer):
     separately (`matrices` of the contract).
 
     All other members are optional: `stack_ndim` for stacks, `computes` and `call` for a fast path,
-    `rows_of_inputs`, `rows_of_outputs` and `gradient_factors` for methods that start from data.
+    and for methods that start from data `inputs_of` and `outputs_of`, which return the vectors of
+    all matrices side by side, and `gradient_factors`.
     """
 
     # Whether an adapter has arrays for all matrices. If not, its constructor chooses some.
@@ -71,20 +69,6 @@ class MatricesLayer(KindOfLayer):
         raise NotImplementedError
 
     @classmethod
-    def rows_of_inputs(cls, layer: Any, *args: Any, **kwargs: Any) -> Mapping[str, Array]:
-        """The vectors `(n, in)` that each matrix multiplies in this call, by name; `n` is the same
-        for all.
-
-        Needed for methods with `needs`.
-        """
-        raise WrapperError(f"{cls.__name__} does not say which vectors its matrices multiply")
-
-    @classmethod
-    def rows_of_outputs(cls, layer: Any, y: Any) -> Mapping[str, Array]:
-        """The output vectors `(n, out)` of each matrix, by name, for the layer's output `y`."""
-        raise WrapperError(f"{cls.__name__} does not say which vectors its matrices give")
-
-    @classmethod
     def gradient_factors(cls, layer: Any) -> Mapping[str, float]:
         """By name, the ratio of a matrix's gradient to `matrices(layer gradient)`, if not 1."""
         return {}
@@ -102,16 +86,6 @@ class MatricesLayer(KindOfLayer):
         if not cls.needs:
             return None
         return jax.scipy.linalg.block_diag(*cls.matrices(layer).values())
-
-    @classmethod
-    def inputs_of(cls, layer: Any, *args: Any, **kwargs: Any) -> Float[Array, "n in"]:
-        rows = cls.rows_of_inputs(layer, *args, **kwargs)
-        return jnp.concatenate([rows[name] for name in cls.matrices(layer)], axis=1)
-
-    @classmethod
-    def outputs_of(cls, layer: Any, y: Any) -> Float[Array, "n out"]:
-        rows = cls.rows_of_outputs(layer, y)
-        return jnp.concatenate([rows[name] for name in cls.matrices(layer)], axis=1)
 
     @classmethod
     def statistics_by_matrix(

@@ -1,6 +1,6 @@
 """Layers inside `eqx.nn.WeightNorm` and `eqx.nn.SpectralNorm`."""
 
-from typing import Any
+from typing import Any, TypeGuard
 
 import equinox as eqx
 from jaxtyping import Array
@@ -82,7 +82,7 @@ class InNormLayer(LayerKind):
         return _kind(base).mesh_axes(base.layer)
 
 
-def _is_normed(leaf: object) -> bool:
+def _is_normed(leaf: object) -> TypeGuard[Norm]:
     return (
         isinstance(leaf, Norm)
         and leaf.weight_name == "weight"

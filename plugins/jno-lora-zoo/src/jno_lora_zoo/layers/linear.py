@@ -28,7 +28,7 @@ class LinearLayer(MatrixLayer):
     weight_axes = "oi"
 
     @classmethod
-    def fits(cls, leaf: object) -> bool:
+    def fits(cls, leaf: Any) -> bool:
         # The nominal type comes first, because a protocol costs microseconds per node.
         if not (issubclass(type(leaf), eqx.nn.Linear) or isinstance(leaf, LinearLike)):
             return False
@@ -115,5 +115,5 @@ def _nodes_in(weight: object) -> list[object]:
     return jax.tree.leaves(weight, is_leaf=lambda node: _derives_from("TakenApart", node))
 
 
-def _size(features: int | str) -> int:
+def _size(features: int | str) -> int | str:
     return 1 if features == "scalar" else features
