@@ -55,7 +55,8 @@ def adapters(size: int, rank: int, experts: int, tokens: int) -> dict[str, Any]:
         adapted[name] = _random(net.module, lora_trainable_filter(net.module), 1)
     # The second half of the tokens is active.
     invocation = jnp.arange(tokens) == tokens // 2
-    adapted["aLoRA"] = with_invocation(adapted["aLoRA"], invocation.astype(jnp.int32))
+    invoked = with_invocation(adapted["aLoRA"], invocation.astype(jnp.int32), axis="tokens")
+    adapted["aLoRA"] = invoked
     sets = []
     for seed in range(experts):
         net = Net(plain).freeze().lora(rank=rank)
@@ -82,7 +83,7 @@ def _random(model: Any, filter_spec: Any, seed: int) -> Any:
 @eqx.filter_jit
 def forward(model: Any, x: Any) -> Any:
     """The output for all tokens."""
-    return jax.vmap(resolve(model))(x)
+    return jax.vmap(resolve(model), axis_name="tokens")(x)
 
 
 @eqx.filter_jit
@@ -91,7 +92,7 @@ def step(trainable: Any, frozen: Any, x: Any) -> Any:
 
     def loss(arrays: Any) -> Any:
         trainable, x = arrays
-        return jnp.sum(jnp.sin(jax.vmap(resolve(eqx.combine(trainable, frozen)))(x)))
+        return jnp.sum(jnp.sin(forward(eqx.combine(trainable, frozen), x)))
 
     return jax.grad(loss)((trainable, x))
 

@@ -49,15 +49,18 @@ def _adapters(path: pathlib.Path) -> str:
     methods = _imports_of_methods()
     home = ".methods" if path.parent == ZOO else "jno_lora_zoo"
     several = {kind for kind in kinds if _has_several_matrices(kind, path.parent)}
+    used = [*methods, *(["MethodPerMatrix"] if several else [])]
     classes = {
         # An adapter of several matrices has the fields of the method, and is not the method.
-        f"{method}{kind.removesuffix('Layer')}": kind if kind in several else f"{method}, {kind}"
+        f"{method}{kind.removesuffix('Layer')}": (
+            f"MethodPerMatrix, {kind}" if kind in several else f"{method}, {kind}"
+        )
         for kind in kinds
         for method in methods
     }
     return "\n".join(
         [
-            f"{HEADER}from {home} import {', '.join(methods)}",
+            f"{HEADER}from {home} import {', '.join(used)}",
             *filter(None, imports),
             "from jno.lora.extending import ClassesByName",
             _exports(classes),

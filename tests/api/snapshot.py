@@ -160,7 +160,8 @@ def _of_plugin(name: str, value: Any, package: str) -> Iterator[str]:
     said = ", ".join(f"{attribute} = {getattr(adapter, attribute)!r}" for attribute in attributes)
     # A method's adapter of several matrices has the method on one matrix inside.
     has_law = getattr(adapter, "law", None) or getattr(adapter, "of_one_matrix", None)
-    if has_law is None or adapter in METHODS or adapter.method not in METHODS:
+    is_by_hand = adapter in METHODS or "__init__" in vars(adapter)
+    if has_law is None or is_by_hand or adapter.method not in METHODS:
         yield f"class {name}{_signature(adapter.__init__)}: {said}"
     elif adapter.method is LoRA:
         # A method on a kind of layer. Its options are the method's: one stands for all of the kind.

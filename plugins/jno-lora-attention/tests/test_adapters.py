@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from attention_cases import (
+    LETTERS,
     multihead,
     projections_of,
     random_layer,
@@ -14,8 +15,18 @@ from attention_cases import (
 )
 from zoo_cases import assert_close, perturb, shapes_in_jaxpr
 
-from jno.lora import Net, WrapperError, apply_lora, lora_report, merge_lora, unwrap_lora
+from jno.lora import (
+    LoRALinear,
+    Net,
+    WrapperError,
+    apply_lora,
+    extract_adapters,
+    lora_report,
+    merge_lora,
+    unwrap_lora,
+)
 from jno_lora_attention import IA3Attention, LoRAAttention, PrefixAttention
+from jno_lora_combine import extract_lora, sum_adapters
 
 ADAPTERS = [LoRAAttention, IA3Attention, PrefixAttention]
 KEY = jax.random.key(0)
@@ -62,14 +73,14 @@ def test_a_subclass_is_called_with_the_merged_weights(cls):
     if cls is LoRAAttention:
         merged = with_low_rank(merged, wrapper.lora_A, wrapper.lora_B, 0.5)
     else:
-        merged = scaled_projections(merged, {"k": wrapper.key_scale, "v": wrapper.value_scale})
+        merged = scaled_projections(merged, wrapper.scale)
     expected = 2 * multihead(merged, 2, (x, x, x)) + x @ merged["v"].weight.T
     assert_close(actual, expected, 1e-12)
 
 
 def test_queries_and_values_by_default_each_with_a_key_of_its_own(small):
     wrapper = LoRAAttention(small, 3, 6.0, key=KEY)
-    assert wrapper.projections == "qv" and wrapper.scaling == 2.0
+    assert wrapper.projections == "qv"
     assert {p: a.shape for p, a in wrapper.lora_A.items()} == {"q": (3, 8), "v": (3, 8)}
     more = LoRAAttention(small, 3, 1.0, key=KEY, projections="ovkq")
     assert more.projections == "qkvo"
@@ -79,11 +90,13 @@ def test_queries_and_values_by_default_each_with_a_key_of_its_own(small):
         options = {"projections": projections}
         with pytest.raises(WrapperError, match=r'at \'0/a\'.*distinct letters out of "qkvo"'):
             apply_lora([{"a": small}], 2, key=KEY, wrapper=LoRAAttention, options=options)
-    # The rank is what the smallest projection allows.
+    # Each projection has the rank that it allows.
     layer = eqx.nn.MultiheadAttention(2, 8, qk_size=1, output_size=3, key=KEY)
-    assert LoRAAttention(layer, 9, 1.0, key=KEY, projections="v").rank == 8
-    (row,) = Net(layer).lora(9, wrapper=LoRAAttention).summary()
-    assert (row.rank, row.asked_rank) == (2, 9)
+    assert LoRAAttention(layer, 9, 1.0, key=KEY, projections="q").rank == 2
+    net = Net(layer).lora(9, wrapper=LoRAAttention)
+    assert {p: len(A) for p, A in net.module.lora_A.items()} == {"q": 2, "v": 8}
+    (row,) = net.summary()
+    assert (row.rank, row.asked_rank) == (8, 9)
     # An adapter reads like its merged layer.
     moved = perturb(wrapper)
     assert (moved.num_heads, moved.qk_size, moved.dropout.p) == (2, 4, 0.0)
@@ -161,3 +174,37 @@ def test_a_prefix_reads_like_its_base():
         wrapper.attend_itself  # noqa: B018
     with pytest.raises(AttributeError, match="nothing_of_the_kind"):
         wrapper.nothing_of_the_kind  # noqa: B018
+
+
+def test_adapters_of_several_projections_add_up(small, getkey):
+    x = jax.random.normal(getkey(), (5, 8))
+    adapters = [
+        perturb(LoRAAttention(small, rank, 3.0, key=getkey(), projections=projections))
+        for rank, projections in ((2, "qv"), (3, "vo"))
+    ]
+    sets = {str(i): extract_adapters(adapter) for i, adapter in enumerate(adapters)}
+    total = sum_adapters(small, sets)
+    merged = merge_lora(total)
+    for field in LETTERS.values():
+        W, *others = (getattr(m, field).weight for m in (small, *map(merge_lora, adapters)))
+        expected = W + sum(other - W for other in others)
+        np.testing.assert_allclose(getattr(merged, field).weight, expected, atol=1e-5)
+    np.testing.assert_allclose(total(x, x, x), merged(x, x, x), atol=1e-5)
+
+
+def test_a_bias_of_a_projection_may_train(small, getkey):
+    given = {"projections": "kv", "bias": "train"}
+    wrapper = perturb(LoRAAttention(small, 2, 3.0, key=getkey(), **given))
+    assert wrapper.bias_update["v"] is None  # only the keys have a bias
+    x = jax.random.normal(getkey(), (5, 8))
+    np.testing.assert_allclose(wrapper(x, x, x), wrapper.merge()(x, x, x), atol=1e-5)
+    assert not np.allclose(wrapper.merge().key_proj.bias, small.key_proj.bias)
+    state = wrapper.state()
+    assert LoRAAttention.options_of(state) == given
+    assert eqx.tree_equal(LoRAAttention.from_state(small, state, 2, 3.0), wrapper)
+
+
+def test_a_fine_tune_becomes_lora_of_the_projections(small):
+    tuned = jax.tree.map(lambda x: 1.1 * x if eqx.is_array(x) else x, small)
+    adapted, _ = extract_lora(small, tuned, rank=8, leftovers="drop")
+    assert {type(getattr(adapted, field)) for field in LETTERS.values()} == {LoRALinear}

@@ -138,14 +138,14 @@ def test_the_law_the_output_and_every_derivative_are_those_of_loops(case):
         if case.cls is LoRAAttention:
             A, B = ({p: new[f"lora_{ab}/{p}"] for p in case.projections} for ab in "AB")
             return with_low_rank(base, A, B, ALPHA / RANK)
-        return scaled_projections(base, {"k": new["key_scale"], "v": new["value_scale"]})
+        return scaled_projections(base, {p: new[f"scale/{p}"] for p in "kv"})
 
     def output(new):
         projections, adapter = base, {}
         if case.cls is LoRAAttention:
             projections = law(new)
         elif case.cls is IA3Attention:
-            adapter["scales"] = {"k": new["key_scale"], "v": new["value_scale"]}
+            adapter["scales"] = {p: new[f"scale/{p}"] for p in "kv"}
         else:
             adapter["prefix"] = Prefix(new["prefix_keys"], new["prefix_values"], new["gate"])
         x = tuple(new[name] for name in INPUTS)

@@ -67,8 +67,8 @@ def test_factors_and_scales_lie_as_their_projections_do(getkey):
     assert_lies(wrapper.lora_A["o"], P(None, "y"))
     assert_lies(wrapper.lora_B["o"], P("x", None))
     wrapper = adapt(attention(getkey()), IA3Attention)
-    assert_lies(wrapper.key_scale, P("y"))
-    assert_lies(wrapper.value_scale, P("y"))
+    assert_lies(wrapper.scale["k"], P("y"))
+    assert_lies(wrapper.scale["v"], P("y"))
 
 
 @pytest.mark.parametrize("wrapper", [LoRAAttention, IA3Attention])

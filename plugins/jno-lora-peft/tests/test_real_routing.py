@@ -167,8 +167,9 @@ def assert_near(ours, theirs):
 
 def ours_of(model, kind):
     def outputs(how, x):
-        chosen = with_task(model, how) if kind == "poly" else with_invocation(model, how)
-        return {name: jax.vmap(chosen[name])(x[name]) for name in BATCHES}
+        is_task = kind == "poly"
+        chosen = with_task(model, how) if is_task else with_invocation(model, how, axis="tokens")
+        return {name: jax.vmap(chosen[name], axis_name="tokens")(x[name]) for name in BATCHES}
 
     how = jnp.asarray(TASKS) if kind == "poly" else jnp.asarray(INVOKED)
     return jax.jit(jax.vmap(outputs))(how, jax.tree.map(jnp.asarray, BATCHES))

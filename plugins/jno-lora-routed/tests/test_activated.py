@@ -1,5 +1,7 @@
 """Activated LoRA: which tokens are active, and what the tokens before do not see."""
 
+import functools
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -29,8 +31,9 @@ class Attention(eqx.Module):
 
         def block(x, layers):
             layers = eqx.combine(layers, static)
-            q, k, v = (jax.vmap(layers[name])(x) for name in ("query", "key", "value"))
-            heads = jax.vmap(jax.vmap(self.per_head))(q.reshape(-1, 2, 3)).reshape(q.shape)
+            each = functools.partial(jax.vmap, axis_name="tokens")
+            q, k, v = (each(layers[name])(x) for name in ("query", "key", "value"))
+            heads = each(jax.vmap(self.per_head))(q.reshape(-1, 2, 3)).reshape(q.shape)
             weights = jax.nn.softmax(jnp.where(causal, heads @ k.T, -jnp.inf))
             return x + weights @ v, (k, v)
 
@@ -52,7 +55,7 @@ def models():
 
 @eqx.filter_jit
 def run(model, tokens):
-    return with_invocation(model, tokens)(tokens)
+    return with_invocation(model, tokens, axis="tokens")(tokens)
 
 
 def test_keys_and_values_before_the_invocation_are_the_bases_bit_for_bit(models):
@@ -84,7 +87,7 @@ def test_only_the_factors_train_and_files_hold_no_tokens_of_a_call(models):
     assert jnp.all(layer.lora_A != 0)
     assert jnp.all(layer.lora_B != 0)
     assert not jnp.any(layer.settings.active)
-    invoked = with_invocation(adapted, TOKENS)
+    invoked = with_invocation(adapted, TOKENS, axis="tokens")
     assert eqx.tree_equal(extract_adapters(invoked), extract_adapters(adapted))
     with pytest.raises(WrapperError, match="cannot be merged"):
         merge_lora(adapted)
@@ -105,67 +108,70 @@ def test_the_last_occurrence_counts():
 
 def test_a_call_with_cached_tokens_computes_the_last_of_them(models):
     _, adapted = models
-    layer = with_invocation(adapted, TOKENS, last=1).per_head
-    x = jnp.ones(3)
-    assert jnp.array_equal(layer(x), jax.vmap(layer)(x[None])[0])
-    assert jnp.array_equal(layer(x), jax.vmap(layer, axis_size=2, in_axes=None)(x)[1])
-    assert not jnp.allclose(layer(x), layer.base(x))
-    # No axis is the axis of the tokens.
-    lost = with_invocation(adapted, TOKENS, last=2).per_head
-    assert jnp.isnan(lost(x)).all()
-    assert jnp.isnan(jax.vmap(lost)(jnp.ones((3, 3)))).all()
+    layer, x = with_invocation(adapted, TOKENS, axis="t", last=1).per_head, jnp.ones(3)
+    for y in (layer(x), jax.vmap(layer, axis_name="t")(x[None])[0]):  # one token needs no axis
+        assert jnp.array_equal(y, jax.vmap(layer)(x[None])[0])
+        assert not jnp.allclose(y, layer.base(x))
+    layer = with_invocation(adapted, TOKENS, axis="t", last=4).per_head
+    moved = jax.vmap(lambda x: layer(x) - layer.base(x), axis_name="t")(jnp.ones((4, 3)))
+    assert not moved[:1].any()
+    assert (jnp.abs(moved[1:]) > 1e-3).all()
+
+
+def test_tokens_may_be_a_list(models):
+    layer = models[1].per_head
+    expected = with_invocation(layer, TOKENS, axis="t")
+    for tokens in (TOKENS.tolist(), tuple(TOKENS.tolist()), np.asarray(TOKENS)):
+        assert eqx.tree_equal(with_invocation(layer, tokens, axis="t"), expected)
 
 
 def test_bad_tokens_are_told(models):
     plain, adapted = models
     with pytest.raises(SelectionError, match="no ActivatedLoRA"):
-        with_invocation(plain, TOKENS)
-    with pytest.raises(SelectionError, match="use vmap"):
-        with_invocation(adapted, TOKENS[None])
+        with_invocation(plain, TOKENS, axis="tokens")
+    for tokens in (TOKENS[None], jnp.ones(2), 3):
+        with pytest.raises(SelectionError, match="use vmap"):
+            with_invocation(adapted, tokens, axis="tokens")
     for last in (0, 8):
         with pytest.raises(SelectionError, match="from 1 to 7"):
-            with_invocation(adapted, TOKENS, last=last)
+            with_invocation(adapted, TOKENS, axis="tokens", last=last)
     for invocation in ((), (-1,)):
         with pytest.raises(ValueError, match=r'options=\{"invocation"'):
             ActivatedLoRA(plain.per_head, 2, 1.0, key=KEY, invocation=invocation)
-    with pytest.raises(WrapperError, match=r"Call `with_invocation\(model, tokens\)"):
+    with pytest.raises(WrapperError, match=r"Call `with_invocation\(model, tokens, axis="):
         adapted(TOKENS)
 
 
-def test_another_axis_of_as_many_entries_is_not_taken_for_the_tokens(models):
+def test_the_tokens_lie_on_the_named_axis(models):
     layer = models[1].per_head
-
-    def change(heads_outside, axis, heads):
-        """How much the layer changes for each token, mapped over tokens and heads."""
-        x = jax.random.normal(KEY, (7, heads, 3))
-        invoked = with_invocation(layer, TOKENS, axis=axis)
-        moved = lambda v: invoked(v) - layer.base(v)  # noqa: E731
-        if heads_outside:
-            return jnp.abs(jax.vmap(jax.vmap(moved, axis_name="t"), 1, 1)(x)).max((1, 2))
-        return jnp.abs(jax.vmap(jax.vmap(moved), axis_name="t")(x)).max((1, 2))
-
-    for heads_outside in (False, True):
-        for heads in (2, 7):
-            moved = change(heads_outside, "t", heads)
-            assert not moved[:FIRST].any()
-            assert (moved[FIRST:] > 1e-3).all()
-        with pytest.raises(WrapperError, match="two axes of 7 entries"):
-            change(heads_outside, None, 7)
     invoked = with_invocation(layer, TOKENS, axis="t")
-    with pytest.raises(WrapperError, match=r"axis_name='t'"):
-        jax.vmap(invoked)(jnp.ones((7, 3)))
+
+    def change(x):
+        return invoked(x) - layer.base(x)
+
+    for heads in (2, 7):  # as many heads as tokens change nothing
+        x = jax.random.normal(KEY, (7, heads, 3))
+        inside = jax.vmap(jax.vmap(change), axis_name="t")(x)
+        outside = jax.vmap(jax.vmap(change, axis_name="t"), 1, 1)(x)
+        for moved in (inside, outside):
+            assert not moved[:FIRST].any()
+            assert (jnp.abs(moved[FIRST:]).max((1, 2)) > 1e-3).all()
+    for call in (jax.vmap(invoked), jax.vmap(invoked, axis_name="u")):
+        with pytest.raises(WrapperError, match=r"axis_name='t'"):
+            call(jnp.ones((7, 3)))
     with pytest.raises(WrapperError, match="has 2 entries, but there are 7 tokens"):
         jax.vmap(invoked, axis_name="t")(jnp.ones((2, 3)))
 
 
 def test_a_stack_is_scanned_or_mapped_inside_of_the_tokens(models):
     plain, adapted = models
-    invoked, x = with_invocation(adapted, TOKENS).blocks["key"], jnp.ones((7, 6))
+    over_tokens = functools.partial(jax.vmap, axis_name="t")
+    invoked, x = with_invocation(adapted, TOKENS, axis="t").blocks["key"], jnp.ones((7, 6))
     base = plain.blocks["key"]
-    each = lambda x, layer: (x, jax.vmap(layer)(x))  # noqa: E731
+    each = lambda x, layer: (x, over_tokens(layer)(x))  # noqa: E731
     scanned = jax.lax.scan(each, x, invoked)[1] - jax.lax.scan(each, x, base)[1]
-    inside = jax.vmap(lambda x: eqx.filter_vmap(lambda layer: layer(x))(invoked))(x)
-    mapped = inside.swapaxes(0, 1) - eqx.filter_vmap(lambda layer: jax.vmap(layer)(x))(base)
+    inside = over_tokens(lambda x: eqx.filter_vmap(lambda layer: layer(x))(invoked))(x)
+    mapped = inside.swapaxes(0, 1) - eqx.filter_vmap(lambda layer: over_tokens(layer)(x))(base)
     for moved in (scanned, mapped):
         assert np.allclose(moved[:, :FIRST], 0, atol=1e-6)
         assert (jnp.abs(moved[:, FIRST:]).max(-1) > 1e-3).all()

@@ -5,8 +5,8 @@ part of `wrapper="auto"`, because an adapter around the whole unit would hide it
 the default adapters.
 """
 
-from .ia3 import IA3Attention
-from .lora import LoRAAttention
+from .layer import AttentionLayer
 from .prefix import PrefixAttention
+from .projections import IA3Attention, LoRAAttention
 
-__all__ = ["IA3Attention", "LoRAAttention", "PrefixAttention"]
+__all__ = ["AttentionLayer", "IA3Attention", "LoRAAttention", "PrefixAttention"]

@@ -7,12 +7,13 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from jno.lora import WrapperError
+from jno.lora import LoRAWrapper, WrapperError
 from jno_lora_zoo import adapter_dtype_for, cited, in_compute_dtype, sharded_over
 
-from ._unit import AttentionUnit
+from .layer import AttentionLayer, is_plain_attention
 
 _NO_MERGE = (
     "A prefix cannot be merged: it adds keys and values that no projection produces, so no plain "
@@ -21,7 +22,7 @@ _NO_MERGE = (
 )
 
 
-class PrefixAttention(AttentionUnit):
+class PrefixAttention(LoRAWrapper):
     """Trained key and value prefixes, behind a gate per head that starts at 0.
 
     Law: for each head, `heads' = softmax(Q K^T / sqrt(d)) V + g softmax(Q P_k^T / sqrt(d)) P_v`,
@@ -48,6 +49,8 @@ class PrefixAttention(AttentionUnit):
     about = cited("2101.00190", "2303.16199", family="prefix", formula="r heads (qk + vo) + heads")
     mergeable = False
 
+    base: eqx.nn.MultiheadAttention
+    rank: int = eqx.field(static=True)
     prefix_keys: Float[Array, "rank heads qk"]
     prefix_values: Float[Array, "rank heads vo"]
     gate: Float[Array, " heads"]
@@ -55,8 +58,12 @@ class PrefixAttention(AttentionUnit):
     @classmethod
     def applies_to(cls, leaf: Any) -> bool:
         # The law is about heads, which a subclass may arrange differently.
-        plain = eqx.nn.MultiheadAttention
-        return super().applies_to(leaf) and type(leaf).__call__ is plain.__call__
+        call = eqx.nn.MultiheadAttention.__call__
+        return is_plain_attention(leaf) and type(leaf).__call__ is call
+
+    @classmethod
+    def stack_ndim(cls, leaf: Any) -> int:
+        return AttentionLayer.stack_ndim(leaf)
 
     def __init__(
         self,
@@ -64,7 +71,7 @@ class PrefixAttention(AttentionUnit):
         rank: int,
         *,
         key: PRNGKeyArray,
-        adapter_dtype: Any = None,
+        adapter_dtype: DTypeLike | None = None,
     ):
         dtype = adapter_dtype_for(base.query_proj.weight, adapter_dtype)
         key_key, value_key = jax.random.split(key)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jno_lora_zoo import Bias, MatricesLayer, cast_like, describe, is_float_array
+from jno_lora_zoo import MatricesLayer, cast_like, describe, is_float_array, linear_layer
 
 from ._classes import E3nnLinear
 from ._host import beside, on_host
@@ -76,8 +76,13 @@ class E3nnLayer(MatricesLayer):
         return leaf._weights[next(paths(leaf)).weight].ndim - _ndim(leaf)
 
     @classmethod
-    def matrices(cls, layer: Any) -> dict[str, Float[Array, "*modes _ _"]]:
-        return {p.name: cls._matrix(layer, p, layer._weights[p.weight]) for p in paths(layer)}
+    def linear_layers(cls, layer: Any) -> dict[str, eqx.nn.Linear]:
+        linears: dict[str, eqx.nn.Linear] = {}
+        for path in paths(layer):
+            bias = jnp.asarray(layer._weights[path.bias]) if path.bias else None
+            W = cls._matrix(layer, path, layer._weights[path.weight])
+            linears[path.name] = linear_layer(W, bias)
+        return linears
 
     @classmethod
     def _matrix(cls, layer: Any, path: Path, array: Any) -> Float[Array, "*modes out in"]:
@@ -87,18 +92,19 @@ class E3nnLayer(MatricesLayer):
         return beside(path.factor * w.reshape(-1, w.shape[-1]).T, array)
 
     @classmethod
-    def with_matrices(cls, base: Any, matrices: Mapping[str, Array]) -> eqx.Module:
+    def with_linear_layers(cls, base: Any, linears: Mapping[str, eqx.nn.Linear]) -> eqx.Module:
         new: dict[str, Array] = {}
         for path in paths(base):
-            if path.name in matrices:
-                array = base._weights[path.weight]
-                # Add the change, so that the array stays exactly the same without a change.
-                new_matrix, matrix = matrices[path.name], cls._matrix(base, path, array)
-                change = (on_host(new_matrix) - on_host(matrix)) / path.factor
-                wide = on_host(array)
-                changed = wide + cls._change_of_array(change, wide)
-                new[path.weight] = cast_like(beside(changed, array), array)
-        return _with_weights(base, new)
+            linear, array = linears[path.name], base._weights[path.weight]
+            # Add the change, so that the array stays exactly the same without a change.
+            matrix = cls._matrix(base, path, array)
+            change = (on_host(linear.weight) - on_host(matrix)) / path.factor
+            wide = on_host(array)
+            changed = wide + cls._change_of_array(change, wide)
+            new[path.weight] = cast_like(beside(changed, array), array)
+            if path.bias and linear.bias is not None:
+                new[path.bias] = cast_like(linear.bias, base._weights[path.bias])
+        return eqx.tree_at(lambda m: m._weights, base, {**base._weights, **new})
 
     @classmethod
     def _change_of_array(cls, change: Any, array: Any) -> Any:
@@ -106,16 +112,6 @@ class E3nnLayer(MatricesLayer):
         change = change.swapaxes(-1, -2)
         # With one set of matrices, the change of the array; else the same change for all species.
         return change.reshape(array.shape) if change.size == array.size else change[None]
-
-    @classmethod
-    def biases_of(cls, layer: Any) -> dict[str, Bias]:
-        return {p.name: jnp.asarray(layer._weights[p.bias]) for p in paths(layer) if p.bias}
-
-    @classmethod
-    def with_biases(cls, base: Any, biases: Mapping[str, Bias]) -> eqx.Module:
-        keys = {path.name: path.bias or "" for path in paths(base)}
-        new = {keys[name]: cast_like(b, base._weights[keys[name]]) for name, b in biases.items()}
-        return _with_weights(base, new)
 
     def computes(self, *args: Any, **kwargs: Any) -> bool:
         layer: Any = self.base
@@ -126,13 +122,14 @@ class E3nnLayer(MatricesLayer):
         if len(args) != (1 if is_vanilla else 2) or kwargs:
             return False
         x = args[-1]
-        dtypes = {array.dtype for array in layer._weights.values()} | {getattr(x, "dtype", None)}
+        if getattr(x, "irreps", None) is None:
+            return False
+        dtypes = {array.dtype for array in (*layer._weights.values(), x)}
         biased = {name for name in layer._weights if name.startswith("b[")}
         return (
             len(dtypes) == 1
             and dtypes.pop().itemsize >= 4
             and (not is_vanilla or biased == {path.bias for path in paths(layer)} - {None})
-            and getattr(x, "irreps", None) is not None
             and x.irreps.regroup() == layer.irreps_in
             and (is_vanilla or jnp.shape(args[0]) == x.shape[:-1])
         )
@@ -156,13 +153,13 @@ class E3nnLayer(MatricesLayer):
         return y if is_vanilla else layer(*args) + y
 
     @classmethod
-    def rows_of_inputs(cls, layer: Any, *args: Any, **kwargs: Any) -> dict[str, Array]:
+    def inputs_of(cls, layer: Any, *args: Any, **kwargs: Any) -> Float[Array, "n in"]:
         linear = layer._linear
         *weights, x = args
         x = e3nn().as_irreps_array(x)
         x = x.remove_zero_chunks().regroup().rechunk(linear.irreps_in)
         most = _components(layer)
-        rows: dict[str, Array] = {}
+        rows: list[Array] = []
         for path in paths(layer):
             features = x.chunks[path.place_in]
             if layer.linear_type == "mixed":
@@ -170,20 +167,19 @@ class E3nnLayer(MatricesLayer):
                 features = (w * features[..., None, :, :]).reshape(
                     *features.shape[:-2], -1, features.shape[-1]
                 )
-            rows[path.name] = _rows(features, linear.irreps_in[path.place_in].ir, most)
-        return rows
+            rows.append(_rows(features, linear.irreps_in[path.place_in].ir, most))
+        return jnp.concatenate(rows, axis=1)
 
     @classmethod
-    def rows_of_outputs(cls, layer: Any, y: Any) -> dict[str, Array]:
+    def outputs_of(cls, layer: Any, y: Any) -> Float[Array, "n out"]:
         linear = layer._linear
         if layer.channel_out is not None:
             y = y.axis_to_mul()
         chunks = y.rechunk(linear.irreps_out).chunks
         most = _components(layer)
         irreps = linear.irreps_out
-        return {
-            p.name: _rows(chunks[p.place_out], irreps[p.place_out].ir, most) for p in paths(layer)
-        }
+        rows = (_rows(chunks[p.place_out], irreps[p.place_out].ir, most) for p in paths(layer))
+        return jnp.concatenate([*rows], axis=1)
 
     @classmethod
     def gradient_factors(cls, layer: Any) -> dict[str, float]:
@@ -242,10 +238,6 @@ def _key(linear: Any, ins: Any) -> str:
 def _ndim(layer: Any) -> int:
     """The number of axes of the weights of one layer."""
     return 2 if layer.linear_type == "vanilla" else 3
-
-
-def _with_weights(layer: Any, new: Mapping[str, Array]) -> eqx.Module:
-    return eqx.tree_at(lambda m: m._weights, layer, {**layer._weights, **new})
 
 
 def _mixed(

@@ -1,13 +1,12 @@
 """Activated LoRA: an adapter that acts only on the tokens from an invocation on."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar, cast
+from typing import TypeVar
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.custom_batching import custom_vmap
+from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Bool, Float, Int, Integer, PRNGKeyArray
 
 from jno.lora import SelectionError, WrapperError
@@ -15,7 +14,7 @@ from jno_lora_zoo import adapter_dtype_for, cited, with_attributes
 
 from ._calls import on_routers
 from ._routed import Routed, normal
-from .routers import Router, named_axes
+from .routers import Router, place_on
 
 M = TypeVar("M")
 
@@ -38,7 +37,7 @@ class Invocation(Router):
         slots: int,
         *,
         key: PRNGKeyArray,
-        dtype: Any,
+        dtype: DTypeLike,
         tokens: Sequence[int] = (0,),
     ):
         self.slots, self.axis = 1, None
@@ -47,18 +46,17 @@ class Invocation(Router):
     def __call__(
         self, x: Float[Array, " in"], *, key: PRNGKeyArray | None = None
     ) -> Float[Array, "1"]:
-        if not self.active.ndim:
+        if self.axis is None:
             raise WrapperError(
                 "the invocation of the model's aLoRA has not been set. Call "
-                "`with_invocation(model, tokens)(...)`, also in the loss: without it, nothing "
-                "would train. `jno.lora.unwrap_lora(model)` is the model without adapters"
+                '`with_invocation(model, tokens, axis="tokens")(...)`, also in the loss: without '
+                "it, nothing would train. `jno.lora.unwrap_lora(model)` is the model without "
+                "adapters"
             )
-        if self.axis is not None and self.active.size > 1:
-            active = self.active[_place_on(self.axis, self.active.size)]
-        else:
-            # Outside a trace, the result is a NumPy array.
-            active = jnp.asarray(_of_this_token(self.active, jax.lax.stop_gradient(x[0])))
-        return active.reshape(1).astype(x.dtype)
+        count = self.active.size
+        # A model that computes a single token need not map its layers.
+        place = 0 if count == 1 else place_on(self.axis, count)
+        return self.active[place].reshape(1).astype(x.dtype)
 
 
 class ActivatedLoRA(Routed):
@@ -68,8 +66,8 @@ class ActivatedLoRA(Routed):
     their keys and values equal the base's bit for bit, and the base and every such adapter can
     share a cache of them. `A ~ N(0, 1/in)` and `B = 0`.
 
-    `with_invocation(model, tokens)` sets which tokens are active; without it, a call raises
-    `WrapperError`.
+    `with_invocation(model, tokens, axis=...)` sets which tokens are active; without it, a call
+    raises `WrapperError`.
 
     **Arguments:** `invocation`: the ids of the tokens that activate the adapter; required.
     `adapter_dtype`: by default the weight's, float32 at least.
@@ -87,26 +85,26 @@ class ActivatedLoRA(Routed):
 
     def __init__(
         self,
-        base: Any,
+        base: eqx.nn.Linear,
         rank: int,
         alpha: float,
         *,
         key: PRNGKeyArray,
         invocation: Sequence[int] = (),
-        adapter_dtype: Any = None,
+        adapter_dtype: DTypeLike | None = None,
     ):
         outputs, inputs = base.weight.shape
         dtype = adapter_dtype_for(base.weight, adapter_dtype)
         A, B = normal(key, (rank, inputs), dtype), jnp.zeros((outputs, rank), dtype)
-        tokens, make = checked_invocation(invocation), cast(Any, self.router_class)
-        router = make(inputs, 1, key=key, dtype=dtype, tokens=tokens)
+        tokens = checked_invocation(invocation)
+        router = self.router_class(inputs, 1, key=key, dtype=dtype, tokens=tokens)
         self._take(base, rank, alpha, A, B, router)
 
     @classmethod
-    def options_of(cls, state: Mapping[str, Array]) -> dict[str, Any]:
+    def options_of(cls, state: Mapping[str, Array]) -> dict[str, tuple[int, ...]]:
         return {"invocation": (0,) * state["settings/tokens"].shape[-1]}
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> dict[str, Array]:
         """The state, without the active tokens of a call."""
         state = super().state()
         stack, dtype = state["lora_A"].shape[:-2], state["settings/active"].dtype
@@ -118,56 +116,53 @@ class ActivatedLoRA(Routed):
         h = self.alpha / self.rank * (x @ self.lora_A.T.astype(x.dtype))
         return h @ self.lora_B.T.astype(x.dtype)
 
-    def __call__(self, x: Any, *, key: PRNGKeyArray | None = None) -> Any:
+    def __call__(self, x: ArrayLike, *, key: PRNGKeyArray | None = None) -> Array:
+        x = jnp.asarray(x)
+        plain = self.base(x)
+        is_active = self.routing(jnp.reshape(x, -1))[0] != 0
         # A sum with 0 would turn -0 into 0.
-        layer: Any = self.base
-        weight = self.routing(jnp.reshape(x, -1))[0]
-        plain = layer(x)
-        adapted = self._updated(plain, x, key)
-        # NaN if no axis of the call is the token axis.
-        return jnp.where(weight == 0, plain, adapted * weight.astype(adapted.dtype))
+        return jnp.where(is_active, self._updated(plain, x, key), plain)
 
 
 def with_invocation(
-    model: M, tokens: Any, *, axis: str | None = None, last: int | None = None
+    model: M, tokens: ArrayLike | Sequence[int], *, axis: str, last: int | None = None
 ) -> M:
     """`model`, with activated adapters that act from the last invocation in these tokens on.
 
-    A layer must find out which token it gets. Pass `axis` if the model names its token axis.
-    Otherwise the token axis is the `jax.vmap` over as many examples as there are tokens, as in
-    `jax.vmap(self.query_proj)(x)`. Without such an axis, the output of the layer is NaN. For a
-    batch: `jax.vmap(lambda tokens: with_invocation(model, tokens)(tokens))(batch)`.
+    A layer finds out which token it gets by the name of the axis over which the model maps its
+    layers: `jax.vmap(layer, axis_name="tokens")`. For a batch:
+    `jax.vmap(lambda tokens: with_invocation(model, tokens, axis="tokens")(tokens))(batch)`.
 
     **Arguments:**
 
     - `tokens`: the ids of all tokens of one example, which may be traced. Without an invocation
         among them, no token is active.
-    - `axis`: the name in the model's `jax.vmap(layer, axis_name=...)` over the tokens.
+    - `axis`: the name of the axis of the tokens.
     - `last`: how many tokens the call computes, if the keys and values of earlier tokens come from
-        a cache. By default all.
+        a cache. By default all. A single token needs no axis.
 
     **Raises:** `SelectionError` if no adapter has an invocation, or for tokens that are not a
-    one-dimensional array of integers. A call raises `WrapperError` if two axes could be the token
-    axis (heads, for example), or if no axis has the name.
+    one-dimensional array of integers. A call raises `WrapperError` if it does not map its layers
+    over such an axis, or over an axis with another number of tokens.
     """
-    if jnp.ndim(tokens) != 1 or not jnp.issubdtype(jnp.result_type(tokens), jnp.integer):
-        raise SelectionError(
-            "`tokens` must be the numbers of the tokens of one example. For a batch, use vmap."
-        )
     ids = jnp.asarray(tokens)
+    if ids.ndim != 1 or not jnp.issubdtype(ids.dtype, jnp.integer):
+        raise SelectionError(
+            "`tokens` must be the numbers of the tokens of one example, but they are "
+            f"{ids.dtype} {ids.shape}. For a batch, use vmap."
+        )
     if last is not None and not 0 < last <= len(ids):
         raise SelectionError(f"`last` must be from 1 to {len(ids)}, the tokens, but is {last!r}")
     active_tokens = jnp.vectorize(
-        lambda i: active_from(ids, i)[-(last or 0) :], signature="(n)->(t)"
+        lambda invocation: active_from(ids, invocation)[-(last or 0) :], signature="(n)->(t)"
     )
 
-    def put(_: str, adapter: Routed) -> Routed:
-        router = adapter.routing
+    def activate(_: str, router: Invocation) -> Invocation:
         active = active_tokens(router.tokens).astype(router.active.dtype)
-        return adapter.with_routing(with_attributes(router, {"active": active, "axis": axis}))
+        return with_attributes(router, {"active": active, "axis": axis})
 
     refusal = "The model has no ActivatedLoRA, which waits for an invocation."
-    return on_routers("with_invocation", put, model, Invocation, refusal)
+    return on_routers("with_invocation", activate, model, Invocation, refusal)
 
 
 def active_from(tokens: Integer[Array, " t"], invocation: Int[Array, " n"]) -> Bool[Array, " t"]:
@@ -180,7 +175,7 @@ def active_from(tokens: Integer[Array, " t"], invocation: Int[Array, " n"]) -> B
     return (start >= 0) & (place >= start)
 
 
-def checked_invocation(tokens: Any) -> tuple[int, ...]:
+def checked_invocation(tokens: Sequence[int]) -> tuple[int, ...]:
     """**Raises:** `ValueError` unless `tokens` are ids of at least one token."""
     array = np.asarray(tokens)
     is_row = array.ndim == 1 and array.size and np.issubdtype(array.dtype, np.integer)
@@ -190,52 +185,3 @@ def checked_invocation(tokens: Any) -> tuple[int, ...]:
             'that activate the adapter: options={"invocation": (...)}'
         )
     return tuple(array.tolist())
-
-
-def _place_on(axis: str, count: int) -> Any:
-    """The index of this token on the named axis. **Raises:** `WrapperError` for another axis."""
-    with named_axes(axis):
-        size: int = jax.lax.psum(1, axis)
-        place = jax.lax.axis_index(axis)
-    if size != count:
-        raise WrapperError(f"the axis {axis!r} has {size} entries, but there are {count} tokens")
-    return place
-
-
-@custom_vmap
-def _of_this_token(active: Float[Array, "*stack tokens"], x: Float[Array, ""]) -> Any:
-    """The entry of `active` for this token: the first axis of `vmap` over `x` of that size."""
-    if active.shape[-1] == 1:
-        return active[..., 0]
-    return jnp.full(active.shape[:-1], jnp.nan, active.dtype)
-
-
-@_of_this_token.def_vmap
-def _(size: int, batched: list[bool], active: Array, x: Any) -> tuple[Any, bool]:
-    of_active, of_x = batched
-    x = x[0] if of_x else x
-    if of_active:  # a stack inside the tokens: the entries of all its layers
-        return _of_this_token(active, x), True
-    if active.shape[-1] == size > 1:
-        return jnp.moveaxis(_without_another_axis(active, x), -1, 0), True
-    return _of_this_token(active, x), False
-
-
-@custom_vmap
-def _without_another_axis(active: Float[Array, "*stack tokens"], x: Float[Array, ""]) -> Any:
-    """`active`. **Raises:** `WrapperError` if another axis of `x` could be the tokens, too."""
-    return active
-
-
-@_without_another_axis.def_vmap
-def _(size: int, batched: list[bool], active: Array, x: Any) -> tuple[Any, bool]:
-    of_active, of_x = batched
-    if of_active:  # each example of a batch has tokens
-        return active, True
-    if active.shape[-1] == size:
-        raise WrapperError(
-            f"the layer is mapped over two axes of {size} entries, as many as there are tokens. "
-            "Name the axis of the tokens in the model, `jax.vmap(layer, axis_name=...)`, and in "
-            "`with_invocation(model, tokens, axis=...)`"
-        )
-    return _without_another_axis(active, x[0] if of_x else x), False

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterable, Mapping
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from jaxtyping import Float
@@ -70,7 +70,7 @@ def arrow(
     if isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1:
         raise SelectionError(f"`top_k` must be an int from 1, but is {top_k!r}")
 
-    def settings(A: Any, B: Any) -> dict[str, Any]:
+    def settings(A: np.ndarray, B: np.ndarray) -> dict[str, np.ndarray]:
         *stack, count, _, _ = A.shape
         return {
             "weight": prototypes(A, B),

@@ -1,10 +1,11 @@
 """The case of the adapter that needs an option, for `jno-lora check jno-lora-routed`."""
 
-from typing import Any
+from collections.abc import Callable
 
 import equinox as eqx
 import jax
 import numpy as np
+from jaxtyping import Array, Float
 
 from jno_lora_testing import WrapperCase
 
@@ -14,7 +15,7 @@ _INVOCATION = (3, 4)
 _TOKENS = np.asarray([1, *_INVOCATION, 2])  # the first is not active
 
 
-def _call(layer: Any, x: Any) -> Any:
+def _call(layer: Callable[[Array], Array], x: Float[Array, "tokens in"]) -> Array:
     if isinstance(layer, ActivatedLoRA):
         layer = with_invocation(layer, _TOKENS, axis="tokens")
     return jax.vmap(layer, axis_name="tokens")(x)

@@ -2,10 +2,11 @@
 
 import os
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import Float
 
 from jno.lora import AdapterSet, LooseAdapter, LoRAWrapper, SelectionError, read_adapters
@@ -59,7 +60,7 @@ def experts_of(
 def set_of_experts(
     experts: Mapping[str, Experts],
     wrapper: type[LoRAWrapper],
-    settings: Callable[[Any, Any], dict[str, Any]],
+    settings: Callable[[np.ndarray, np.ndarray], dict[str, np.ndarray]],
 ) -> AdapterSet:
     """Adapters with these experts, and with a router that has the arrays of `settings(A, B)`."""
     adapters: dict[str, LooseAdapter] = {}
@@ -71,7 +72,7 @@ def set_of_experts(
     return AdapterSet(adapters)
 
 
-def _listed(sets: Any) -> list[AdapterSet]:
+def _listed(sets: Mapping[str, Source] | Iterable[Source]) -> list[AdapterSet]:
     if isinstance(sets, AdapterSet | str | os.PathLike):
         raise SelectionError("`sets` must be a list, or a dict by name, of sets or files.")
     listed = sets.values() if isinstance(sets, Mapping) else sets
@@ -93,20 +94,20 @@ def _of_layer(path: str, experts: list[LooseAdapter], general: list[LooseAdapter
     return Experts(experts[0], A, np.stack(scales, axis)[..., None, None].astype(B.dtype) * B)
 
 
-def _scale(adapter: LooseAdapter) -> Any:
+def _scale(adapter: LooseAdapter) -> np.ndarray | np.float64:
     """The scale of the update, for each layer of a stack."""
     stack = adapter.state["lora_A"].shape[:-2]
     multiplier = np.asarray(adapter.state.get("multiplier", 1), np.float64)
     return np.full(stack, adapter.scale, np.float64) * multiplier
 
 
-def _wide(array: Any) -> Any:
+def _wide(array: ArrayLike) -> np.ndarray:
     """A NumPy array in at least float32. NumPy avoids compilation."""
     array = np.asarray(array)
     return array if array.dtype.itemsize >= 4 else array.astype(np.float32)
 
 
-def _padded(array: Any, rank: int, axis: int) -> Any:
+def _padded(array: ArrayLike, rank: int, axis: int) -> np.ndarray:
     array = _wide(array)
     pads = [(0, 0)] * array.ndim
     pads[axis] = (0, rank - array.shape[axis])

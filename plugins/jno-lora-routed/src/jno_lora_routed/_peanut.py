@@ -2,10 +2,10 @@
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from jno.lora import LowRankForm
@@ -79,11 +79,11 @@ class PEANuT(Method):
         W: Matrix,
         r: int,
         key: PRNGKeyArray,
-        dtype: Any,
+        dtype: DTypeLike,
         *,
         depth: int = 0,
         activation: str = "relu",
-    ) -> dict[str, Any]:
+    ) -> dict[str, Array]:
         if activation not in ACTIVATIONS:
             raise ValueError(
                 f"`activation` must be one of {', '.join(ACTIVATIONS)}, but is {activation!r}"
@@ -100,7 +100,7 @@ class PEANuT(Method):
         }
 
     @classmethod
-    def options_of(cls, state: Mapping[str, Array]) -> dict[str, Any]:
+    def options_of(cls, state: Mapping[str, Array]) -> dict[str, int | str]:
         name = list(ACTIVATIONS)[state["activation"].shape[0] - 1]
         return {"depth": state["encoders"].shape[0], "activation": name}
 
@@ -123,7 +123,7 @@ class PEANuT(Method):
         B, hidden = self.factors(self.matrix(self.base))
         return LowRankForm(hidden, B)
 
-    def forward(self, x: Any) -> Array:
+    def forward(self, x: ArrayLike) -> Array:
         B, hidden = self.factors(self.matrix(self.base))
 
         def times(v: Array) -> Array:
@@ -136,7 +136,7 @@ class PEANuTLinear(PEANuT, LinearLayer):
     __doc__ = PEANuT.__doc__
 
 
-def _uniform(key: PRNGKeyArray, shape: tuple[int, ...], dtype: Any) -> Array:
+def _uniform(key: PRNGKeyArray, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
     """The initial weights of a linear layer, for a shape that ends in `in`."""
     bound = 1 / math.sqrt(shape[-1])
     return jax.random.uniform(key, shape, dtype, -bound, bound)

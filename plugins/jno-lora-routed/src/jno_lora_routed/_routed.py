@@ -10,9 +10,10 @@ import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 from jax.sharding import PartitionSpec
+from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from jno.lora import About, WrapperError
+from jno.lora import About, Shared, WrapperError
 from jno_lora_zoo import LinearLayer, dtype_of, with_attributes
 
 from .routers import Router, Softmax
@@ -37,31 +38,31 @@ class Routed(LinearLayer):
     mergeable = False
     router_class: ClassVar[type[Router]] = Softmax
 
-    base: eqx.Module
-    lora_A: Any
-    lora_B: Any
-    router: Any
-    settings: Any
+    base: eqx.nn.Linear
+    lora_A: Array
+    lora_B: Any  # an array, or a `Shared`
+    router: Router
+    settings: Router
     rank: int = eqx.field(static=True)
     alpha: float = eqx.field(static=True)
 
     @classmethod
-    def fits(cls, leaf: Any) -> bool:
+    def fits(cls, leaf: object) -> bool:
         return _is_called_as_linear(leaf) and super().fits(leaf)
 
     @classmethod
-    def misfit(cls, leaf: Any) -> str | None:
+    def misfit(cls, leaf: object) -> str | None:
         # A layer of this kind with an unknown `__call__`.
         if LinearLayer.fits(leaf) and not _is_called_as_linear(leaf):
             return f"nothing says which axis of its input a {type(leaf).__name__} has features on"
         return super().misfit(leaf)
 
     @property
-    def routing(self) -> Any:
+    def routing(self) -> Router:
         """The router with all of its arrays."""
         return eqx.combine(self.router, self.settings)
 
-    def with_routing(self, router: Router) -> Any:
+    def with_routing(self, router: Router) -> "Routed":
         """This adapter with a changed router, for example with another task."""
         trained, settings = parts_of(router)
         return with_attributes(self, {"router": trained, "settings": settings})
@@ -72,15 +73,13 @@ class Routed(LinearLayer):
     ) -> Float[Array, " out"]:
         """The update for the features of one token, in their dtype."""
 
-    def __call__(self, x: Any, *, key: PRNGKeyArray | None = None) -> Any:
-        layer: Any = self.base
-        return self._updated(layer(x), x, key)
-
-    def _updated(self, y: Any, x: Any, key: PRNGKeyArray | None) -> Any:
-        """The output `y` of the layer for `x`, with the update."""
-        layer: Any = self.base
+    def __call__(self, x: ArrayLike, *, key: PRNGKeyArray | None = None) -> Array:
         x = jnp.asarray(x)
-        x = x.astype(jnp.result_type(x.dtype, dtype_of(layer.weight)))
+        return self._updated(self.base(x), x, key)
+
+    def _updated(self, y: Array, x: Array, key: PRNGKeyArray | None) -> Array:
+        """The output `y` of the layer for `x`, with the update."""
+        x = x.astype(jnp.result_type(x.dtype, dtype_of(self.base.weight)))
         if x.ndim == 2:  # a layer without a bias also takes a matrix with inputs as columns
             update = jax.vmap(lambda column: self.update(column, key), 1, 1)(x)
         else:
@@ -101,7 +100,15 @@ class Routed(LinearLayer):
                 specs[name] = PartitionSpec(*axes.stack, *between, *ends)
         return specs
 
-    def _take(self, base: Any, rank: int, alpha: float, A: Any, B: Any, router: Router) -> None:
+    def _take(
+        self,
+        base: eqx.nn.Linear,
+        rank: int,
+        alpha: float,
+        A: Array,
+        B: Array | Shared,
+        router: Router,
+    ) -> None:
         """Sets the fields of this new adapter."""
         self.base, self.rank, self.alpha = base, rank, alpha
         self.lora_A, self.lora_B = A, B
@@ -116,12 +123,12 @@ def weighted(
     return jnp.einsum("sr,sor->o", w[:, None] * h, B.astype(w.dtype))
 
 
-def normal(key: PRNGKeyArray, shape: tuple[int, ...], dtype: Any) -> Array:
+def normal(key: PRNGKeyArray, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
     """`A ~ N(0, 1/in)`, for a shape that ends in `in`."""
     return jax.random.normal(key, shape, dtype) / math.sqrt(shape[-1])
 
 
-def checked_count(name: str, value: Any, least: int = 1) -> int:
+def checked_count(name: str, value: object, least: int = 1) -> int:
     """**Raises:** `ValueError` unless the option `name` is an int of at least `least`."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise ValueError(f"`{name}` must be an int of at least {least}, but is {value!r}")
@@ -147,5 +154,5 @@ def parts_of(router: Router) -> tuple[Router, Router]:
     return eqx.partition(router, trains)
 
 
-def _is_called_as_linear(leaf: Any) -> bool:
+def _is_called_as_linear(leaf: object) -> bool:
     return isinstance(leaf, eqx.nn.Linear) and type(leaf).__call__ is eqx.nn.Linear.__call__

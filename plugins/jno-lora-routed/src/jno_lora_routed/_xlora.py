@@ -16,7 +16,7 @@ from jno.lora.extending import adapted_layers, map_adapters
 from jno_lora_zoo import cited, with_attributes
 
 from ._experts import Source, experts_of, set_of_experts
-from ._routed import checked_count
+from ._routed import Routed, checked_count
 from .adapters import MoELoRA
 from .routers import Given, among_largest, checked_top_k
 
@@ -186,12 +186,12 @@ class XLoRA(eqx.Module):
 
         return jnp.vectorize(of_layer, signature="(s)->(s)")(weights)
 
-    def _weighed(self, weights: Float[Array, "*tokens layers slots"]) -> Any:
+    def _weighed(self, weights: Float[Array, "*tokens layers slots"]) -> PyTree:
         """The model with these weights in its layers."""
         ends = itertools.accumulate(self._counts())
         parts = dict(zip((path for path, _ in adapted_layers(self.model)), ends, strict=True))
 
-        def weigh(path: str, adapter: Any) -> Any:
+        def weigh(path: str, adapter: Any) -> Routed:
             stack = adapter.settings.weights.shape[:-1]
             end = parts[path]
             part = jnp.moveaxis(weights[..., end - math.prod(stack) : end, :], -2, 0)

@@ -2,11 +2,13 @@
 
 import functools
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from jno.lora import Shared
@@ -40,13 +42,13 @@ class HydraLoRA(Routed):
 
     def __init__(
         self,
-        base: Any,
+        base: eqx.nn.Linear,
         rank: int,
         alpha: float,
         *,
         key: PRNGKeyArray,
         experts: int = 4,
-        adapter_dtype: Any = None,
+        adapter_dtype: DTypeLike | None = None,
     ):
         outputs, inputs = base.weight.shape
         n, dtype = checked_count("experts", experts), adapter_dtype_for(base.weight, adapter_dtype)
@@ -56,7 +58,7 @@ class HydraLoRA(Routed):
         self._take(base, rank, alpha, A, B, router)
 
     @classmethod
-    def options_of(cls, state: Mapping[str, Array]) -> dict[str, Any]:
+    def options_of(cls, state: Mapping[str, Array]) -> dict[str, int]:
         return {"experts": state["lora_B"].shape[0]}
 
     def update(
@@ -91,14 +93,14 @@ class MoELoRA(Routed):
 
     def __init__(
         self,
-        base: Any,
+        base: eqx.nn.Linear,
         rank: int,
         alpha: float,
         *,
         key: PRNGKeyArray,
         experts: int = 4,
         top_k: int | None = None,
-        adapter_dtype: Any = None,
+        adapter_dtype: DTypeLike | None = None,
     ):
         n, dtype = checked_count("experts", experts), adapter_dtype_for(base.weight, adapter_dtype)
         outputs, inputs = base.weight.shape
@@ -112,7 +114,7 @@ class MoELoRA(Routed):
         self._take(base, rank, alpha, A, B, router)
 
     @classmethod
-    def options_of(cls, state: Mapping[str, Array]) -> dict[str, Any]:
+    def options_of(cls, state: Mapping[str, Array]) -> dict[str, int]:
         return {"experts": state["lora_B"].shape[0]}
 
     def update(
@@ -154,14 +156,14 @@ class Lily(Routed):
 
     def __init__(
         self,
-        base: Any,
+        base: eqx.nn.Linear,
         rank: int,
         alpha: float,
         *,
         key: PRNGKeyArray,
         experts: int = 4,
         group: int = 0,
-        adapter_dtype: Any = None,
+        adapter_dtype: DTypeLike | None = None,
     ):
         outputs, inputs = base.weight.shape
         n, dtype = checked_count("experts", experts), adapter_dtype_for(base.weight, adapter_dtype)
@@ -173,7 +175,7 @@ class Lily(Routed):
         self.sizes = jnp.zeros((group + 1, n), jnp.int8)
 
     @classmethod
-    def options_of(cls, state: Mapping[str, Array]) -> dict[str, Any]:
+    def options_of(cls, state: Mapping[str, Array]) -> dict[str, int]:
         groups, experts = state["sizes"].shape
         return {"experts": experts, "group": groups - 1}
 
@@ -217,7 +219,7 @@ class Poly(Routed):
 
     def __init__(
         self,
-        base: Any,
+        base: eqx.nn.Linear,
         rank: int,
         alpha: float,
         *,
@@ -226,7 +228,7 @@ class Poly(Routed):
         skills: int = 4,
         splits: int = 1,
         sampled: bool = False,
-        adapter_dtype: Any = None,
+        adapter_dtype: DTypeLike | None = None,
     ):
         outputs, inputs = base.weight.shape
         counts = {"tasks": tasks, "skills": skills, "splits": splits}
@@ -249,7 +251,7 @@ class Poly(Routed):
         self._take(base, rank, alpha, A, B, router)
 
     @classmethod
-    def options_of(cls, state: Mapping[str, Array]) -> dict[str, Any]:
+    def options_of(cls, state: Mapping[str, Array]) -> dict[str, int]:
         splits, skills = state["lora_A"].shape[:2]
         has_tasks = issubclass(cls.router_class, Tasks)
         tasks = state["router/logits"].shape[0] if has_tasks else 1
@@ -268,5 +270,5 @@ class Poly(Routed):
         return {}  # a block of features may be split between devices
 
 
-def _zeros(key: PRNGKeyArray, shape: tuple[int, ...], *, dtype: Any) -> Array:
+def _zeros(key: PRNGKeyArray, shape: tuple[int, ...], *, dtype: DTypeLike) -> Array:
     return jnp.zeros(shape, dtype)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from jno.lora import WrapperError
@@ -38,7 +39,7 @@ class Router(eqx.Module):
     if TYPE_CHECKING:
         # How adapters call the class; every router has a constructor of this form.
         def __init__(
-            self, inputs: int, slots: int, *, key: PRNGKeyArray, dtype: Any, **options: Any
+            self, inputs: int, slots: int, *, key: PRNGKeyArray, dtype: DTypeLike, **options: Any
         ): ...
 
     @abc.abstractmethod
@@ -62,7 +63,7 @@ class Softmax(Router):
     weight: Float[Array, "slots in"]
     axes: tuple[str, ...] = eqx.field(static=True)
 
-    def __init__(self, inputs: int, slots: int, *, key: PRNGKeyArray, dtype: Any):
+    def __init__(self, inputs: int, slots: int, *, key: PRNGKeyArray, dtype: DTypeLike):
         bound = 1 / math.sqrt(inputs)
         self.slots, self.axes = slots, ()
         self.weight = jax.random.uniform(key, (slots, inputs), dtype, -bound, bound)
@@ -93,7 +94,9 @@ class TopK(Softmax):
 
     k: Int[Array, ""]
 
-    def __init__(self, inputs: int, slots: int, *, key: PRNGKeyArray, dtype: Any, top_k: int = 2):
+    def __init__(
+        self, inputs: int, slots: int, *, key: PRNGKeyArray, dtype: DTypeLike, top_k: int = 2
+    ):
         super().__init__(inputs, slots, key=key, dtype=dtype)
         self.k = checked_top_k(top_k, slots)
 
@@ -117,7 +120,7 @@ class Prototypes(TopK):
         slots: int,
         *,
         key: PRNGKeyArray,
-        dtype: Any,
+        dtype: DTypeLike,
         top_k: int = 3,
         temperature: float = 1.0,
     ):
@@ -151,7 +154,7 @@ class Tasks(Router):
         slots: int,
         *,
         key: PRNGKeyArray,
-        dtype: Any,
+        dtype: DTypeLike,
         tasks: int = 1,
         splits: int = 1,
         sampled: bool = False,
@@ -188,7 +191,7 @@ class Given(Router):
     weights: Float[Array, "*tokens slots"]
     axis: str | None = eqx.field(static=True)
 
-    def __init__(self, inputs: int, slots: int, *, key: PRNGKeyArray, dtype: Any):
+    def __init__(self, inputs: int, slots: int, *, key: PRNGKeyArray, dtype: DTypeLike):
         self.slots, self.axis = slots, None
         self.weights = jnp.full(slots, 1 / slots, dtype)
 
@@ -199,9 +202,7 @@ class Given(Router):
             return self.weights.astype(x.dtype)
         if self.axis is None:
             raise WrapperError("weights for each token need the name of the axis of the tokens")
-        with named_axes(self.axis):
-            token = jax.lax.axis_index(self.axis)
-        return self.weights[token].astype(x.dtype)
+        return self.weights[place_on(self.axis, len(self.weights))].astype(x.dtype)
 
 
 @contextlib.contextmanager
@@ -218,6 +219,18 @@ def named_axes(*axes: str) -> Iterator[None]:
         ) from err
 
 
+def place_on(axis: str, count: int) -> Int[Array, ""]:
+    """The place of this token on a named axis of `count` tokens.
+
+    **Raises:** `WrapperError` if no axis has this name and size.
+    """
+    with named_axes(axis):
+        size = jax.lax.psum(1, axis)
+    if size != count:
+        raise WrapperError(f"the axis {axis!r} has {size} entries, but there are {count} tokens")
+    return jax.lax.axis_index(axis)
+
+
 def among_largest(values: Float[Array, " n"], k: Int[Array, ""]) -> Bool[Array, " n"]:
     """Whether each value is among the `k` largest. Of equal values, the first ones win."""
     place = jnp.arange(values.size)
@@ -226,7 +239,7 @@ def among_largest(values: Float[Array, " n"], k: Int[Array, ""]) -> Bool[Array, 
     return jnp.sum(is_larger, axis=1, dtype=k.dtype) < k
 
 
-def checked_top_k(top_k: Any, slots: int) -> Int[Array, ""]:
+def checked_top_k(top_k: object, slots: int) -> Int[Array, ""]:
     """**Raises:** `ValueError` unless `top_k` is an int from 1 to `slots`."""
     if isinstance(top_k, bool) or not isinstance(top_k, int) or not 1 <= top_k <= slots:
         raise ValueError(f"`top_k` must be an int from 1 to {slots}, the slots, but is {top_k!r}")

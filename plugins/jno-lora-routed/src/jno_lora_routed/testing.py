@@ -17,6 +17,8 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float
 
 from jno.lora import WrapperError, extract_adapters, swap_adapters
 from jno.lora.extending import bullets, path_str
@@ -68,7 +70,7 @@ def check_router(
     trainable, settings = parts_of(built)
     trainable = jax.tree.map(lambda x: x + random.normal(size=x.shape).astype(x.dtype), trainable)
     features = random.normal(size=(5, inputs)).astype(np.float32)
-    given = _Given(router, eqx.combine(trainable, settings), features)
+    given = _Given(router, eqx.combine(trainable, settings), jnp.asarray(features))
     problems: list[str] = []
     for law, check in _LAWS.items():
         try:
@@ -85,11 +87,11 @@ def check_router(
 class _Given(NamedTuple):
     """A router with random numbers in its arrays, and features `(tokens, inputs)`."""
 
-    cls: Any
-    router: Any
-    features: Any
+    cls: type[Router]
+    router: Router
+    features: Float[Array, "tokens in"]
 
-    def weights(self, x: Any) -> Any:
+    def weights(self, x: ArrayLike) -> Float[Array, " slots"]:
         return self.router(jnp.asarray(x))
 
 
@@ -150,9 +152,9 @@ def _gradient(given: _Given) -> str:
     trainable, settings = parts_of(given.router)
     weigh = np.random.default_rng(2).normal(size=given.router.slots).astype(np.float32)
 
-    def loss(trainable: Any) -> Any:
+    def loss(trainable: Router) -> Float[Array, ""]:
         router = eqx.combine(trainable, settings)
-        return jnp.sum(jnp.sin(jax.vmap(router)(jnp.asarray(given.features)) @ weigh))
+        return jnp.sum(jnp.sin(jax.vmap(router)(given.features) @ weigh))
 
     for path, leaf in jax.tree_util.tree_leaves_with_path(jax.grad(loss)(trainable)):
         name = path_str(path)
@@ -174,7 +176,7 @@ def _arrays(given: _Given) -> str:
     return ""
 
 
-def _adapter(given: _Given) -> Any:
+def _adapter(given: _Given) -> tuple[MoELoRA, eqx.nn.Linear]:
     """An adapter with the router, and its layer.
 
     **Raises:** `WrapperError` if the constructor requires an option, because adapters pass none.
@@ -185,13 +187,15 @@ def _adapter(given: _Given) -> Any:
     except TypeError as err:
         raise WrapperError(f"options of the constructor need defaults: {err}") from err
     layer = eqx.nn.Linear(inputs, 4, key=jax.random.key(1))
-    cls: Any = type("Checked", (MoELoRA,), {"router_class": given.cls, "__doc__": "Checked."})
+    cls: type[MoELoRA] = type(
+        "Checked", (MoELoRA,), {"router_class": given.cls, "__doc__": "Checked."}
+    )
     return cls(layer, 2, 2.0, key=jax.random.key(2), experts=slots), layer
 
 
 def _start(given: _Given) -> str:
     adapter, layer = _adapter(given)
-    x = jnp.asarray(given.features)
+    x = given.features
     if np.array_equal(jax.vmap(adapter)(x), jax.vmap(layer)(x)):
         return ""
     return "the adapter changes the layer before it is trained: the weights must be finite"
@@ -200,9 +204,9 @@ def _start(given: _Given) -> str:
 def _file(given: _Given) -> str:
     adapter, layer = _adapter(given)
     adapter = adapter.with_routing(given.router)
-    restored = swap_adapters(layer, extract_adapters(adapter)).routing
+    restored: Any = swap_adapters(layer, extract_adapters(adapter))
     x = given.features[0]
-    if np.array_equal(restored(jnp.asarray(x)), given.weights(x)):
+    if np.array_equal(restored.routing(x), given.weights(x)):
         return ""
     return (
         "the router that comes back from a set gives other weights: it depends on a static field, "

@@ -39,9 +39,10 @@ from ._layer_kind import (
     Update as Update,
     unchanged as unchanged,
 )
-from ._matrices_layer import MatricesLayer as MatricesLayer
+from ._matrices_layer import MatricesLayer as MatricesLayer, linear_layer as linear_layer
 from ._method import FAMILIES as FAMILIES, Method as Method, adapter_dtype_for as adapter_dtype_for
 from ._orthogonal import cayley as cayley, series_for as series_for
+from ._per_matrix import MethodPerMatrix as MethodPerMatrix, per_matrix as per_matrix
 from ._products import (
     Factors as Factors,
     known_factors as known_factors,

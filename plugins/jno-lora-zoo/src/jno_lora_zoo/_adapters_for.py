@@ -3,14 +3,15 @@
 import functools
 import inspect
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, cast
 
-from jno.lora import WrapperError
+from jno.lora import LoRAWrapper, WrapperError
 from jno.lora.extending import ClassesByName, LazyAdapter
 
 from ._layer_kind import LayerKind
-from ._matrices_layer import MatricesLayer, adapter_of_several
+from ._matrices_layer import MatricesLayer
 from ._method import Method
+from ._per_matrix import per_matrix
 from .methods import METHODS
 
 
@@ -75,11 +76,14 @@ def adapters_for(
     return ClassesByName(adapters)
 
 
-def _join(method: type[Method], kind: type[Any], name: str, body: dict[str, Any]) -> Any:
-    if issubclass(kind, MatricesLayer):
-        adapter = adapter_of_several(kind, method, name, body)
-    else:
-        adapter = type(name, (method, kind), body)
+def _join(
+    method: type[Method],
+    kind: type[LayerKind] | type[MatricesLayer],
+    name: str,
+    body: dict[str, object],
+) -> type[LoRAWrapper]:
+    base = per_matrix(method) if issubclass(kind, MatricesLayer) else method
+    adapter = cast(Any, type(name, (base, kind), body))
     # An abstract class would vanish without a word, because `adapters_defined_in` takes it for a
     # method or a kind. `jno-lora plugins` shows the first line.
     members = sorted(adapter.__abstractmethods__)

@@ -8,48 +8,51 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from jno.lora import WrapperError
-from jno.lora.extending import compute_dtype, is_coded
+from jno.lora.extending import CodedArray, compute_dtype as compute_dtype, is_coded
 
 from ._derivatives import differentiated_by
 
 Matrix = Float[Array, "out in"]
+# The mesh axes along which an axis of an array is sharded.
+MeshAxis = str | tuple[str, ...] | None
 
 _ARRAYS = (jax.Array, np.ndarray)
 
 
-def is_float_array(weight: Any) -> bool:
+def is_float_array(weight: object) -> bool:
     """Whether `weight` is a real floating array, or codes of such an array (`CodedArray`)."""
     return (isinstance(weight, _ARRAYS) or is_coded(weight)) and _is_floating(weight.dtype)
 
 
 @functools.lru_cache(maxsize=64)
-def _is_floating(dtype: Any) -> bool:
+def _is_floating(dtype: np.dtype) -> bool:
     return bool(jnp.issubdtype(dtype, jnp.floating))
 
 
-def describe(weight: Any) -> str:
+def describe(weight: object) -> str:
     """A weight for a message: its shape, and its dtype if that is wrong."""
     if not (isinstance(weight, _ARRAYS) or is_coded(weight)):
         return f"a {type(weight).__name__}"
     return f"{weight.shape}" if is_float_array(weight) else f"{weight.dtype} {weight.shape}"
 
 
-def sharded_over(weight: Any) -> tuple[Any, ...]:
+def sharded_over(weight: Any) -> tuple[MeshAxis, ...]:
     """The mesh axes of each axis of `weight`, `None` where it is not sharded."""
     sharding = getattr(weight, "sharding", None)
     spec = tuple(sharding.spec) if isinstance(sharding, NamedSharding) else ()
     return spec + (None,) * (weight.ndim - len(spec))
 
 
-def dtype_of(weight: Any) -> Any:
+def dtype_of(weight: Any) -> np.dtype:
     """The JAX dtype of `weight`: float32 for NumPy's float64, unless x64 is enabled."""
     return jax.dtypes.canonicalize_dtype(weight.dtype)
 
 
-def in_compute_dtype(weight: Any) -> Array:
+def in_compute_dtype(weight: ArrayLike | CodedArray) -> Array:
     """`weight` as an array of its `compute_dtype`."""
     if is_coded(weight):
         weight = weight.decoded()

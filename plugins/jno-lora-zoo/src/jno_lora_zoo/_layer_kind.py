@@ -4,11 +4,12 @@ import abc
 import dataclasses
 import typing
 from collections.abc import Callable
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import equinox as eqx
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
+from jax.typing import ArrayLike
 from jaxtyping import AbstractArray, Array, Float
 
 from jno.lora import LoRAWrapper, MatrixAdapter
@@ -16,6 +17,7 @@ from jno.lora.extending import is_coded, row_products
 
 from ._arrays import (
     Matrix,
+    MeshAxis,
     cast_like,
     in_compute_dtype,
     in_form_of,
@@ -29,9 +31,9 @@ from ._arrays import (
 class MeshAxes(NamedTuple):
     """The mesh axes along which a weight's stack, outputs and inputs are sharded."""
 
-    stack: tuple[Any, ...]
-    outputs: Any
-    inputs: Any
+    stack: tuple[MeshAxis, ...]
+    outputs: MeshAxis
+    inputs: MeshAxis
 
 
 def unchanged(y: Array) -> Array:
@@ -39,6 +41,7 @@ def unchanged(y: Array) -> Array:
     return y
 
 
+T = TypeVar("T")
 Factor = Float[Array, "_ _"]
 Bias = Float[Array, " out"]
 Map = Callable[[Array], Array]
@@ -63,7 +66,7 @@ class KindOfLayer(MatrixAdapter):
     """Decides which layers are of a kind (`fits`, `misfit`), with one or several matrices."""
 
     @classmethod
-    def applies_to(cls, leaf: Any) -> bool:
+    def applies_to(cls, leaf: object) -> bool:
         """Whether `leaf` is a layer of this kind, by `fits`. Never raises."""
         # `isinstance` is slow for modules.
         if not issubclass(type(leaf), eqx.Module) or issubclass(type(leaf), LoRAWrapper):
@@ -75,11 +78,11 @@ class KindOfLayer(MatrixAdapter):
 
     @classmethod
     @abc.abstractmethod
-    def fits(cls, leaf: Any) -> bool:
+    def fits(cls, leaf: object) -> bool:
         """Whether the module `leaf`, not adapted yet, is a layer of this kind."""
 
     @classmethod
-    def why_not(cls, leaf: Any) -> str | None:
+    def why_not(cls, leaf: object) -> str | None:
         """Why `leaf`, which looks like a layer of this kind, is not one. Never raises."""
         try:
             return None if cls.applies_to(leaf) else cls.misfit(leaf)
@@ -87,7 +90,7 @@ class KindOfLayer(MatrixAdapter):
             return None
 
     @classmethod
-    def misfit(cls, leaf: Any) -> str | None:
+    def misfit(cls, leaf: object) -> str | None:
         """Why a module does not fit; `None` if it is not even similar."""
         return None
 
@@ -174,18 +177,18 @@ class LayerKind(KindOfLayer):
         """Whether the first axis of `x` is the input axis of `W`, so that `product` takes a map."""
         return False
 
-    def product(self, x: Any, before: Map = unchanged) -> Array:
+    def product(self, x: ArrayLike, before: Map = unchanged) -> Array:
         """`W before(x)`, without the bias, for a map that is linear along the input axis.
 
         Only a layer with `reads_features()` takes a map other than the default.
         """
         raise NotImplementedError
 
-    def vector(self, x: Any) -> Array:
+    def vector(self, x: ArrayLike) -> Array:
         """The vector that `W` multiplies: `x` itself by default."""
         return jnp.asarray(x)
 
-    def down(self, x: Any, A: Factor) -> Array:
+    def down(self, x: ArrayLike, A: Factor) -> Array:
         """`h = A x`: the features of the rank axis."""
         # `v @ A.T`, not `A @ v`, because this is one plain matrix product under `vmap`.
         v = self.vector(x)
@@ -193,12 +196,12 @@ class LayerKind(KindOfLayer):
 
     def low_rank(
         self,
-        x: Any,
+        x: ArrayLike,
         A: Factor,
         B: Factor,
         between: Map = unchanged,
         after: Map = unchanged,
-        seen: Any = None,
+        seen: ArrayLike | None = None,
     ) -> Array:
         """`W x + after(B between(A seen))`: the layer's product and a low-rank one.
 
@@ -215,14 +218,14 @@ class LayerKind(KindOfLayer):
         y = self.product(x)
         return y + after(mixed(between(self.down(x if seen is None else seen, A)), B))
 
-    def on_output(self, x: Any, f: Callable[[Array, Any], Array], p: Any) -> Array:
+    def on_output(self, x: ArrayLike, f: Callable[[Array, T], Array], p: T) -> Array:
         """`f(W x, p)`, for parameters `p` and an `f` that is linear along the output axis.
 
         `f` may be applied to the rows of `W` instead, so it must not mix outputs of two groups.
         """
         return f(self.product(x), p)
 
-    def plus(self, x: Any, U: Update) -> Array:
+    def plus(self, x: ArrayLike, U: Update) -> Array:
         """`(W + U) x`, computed in the way that is cheapest for this kind."""
         v = self.vector(x)
         update = U.matrix().astype(v.dtype) @ v if U.times is None else U.times(v)
@@ -233,7 +236,7 @@ class LayerKind(KindOfLayer):
         return y if b is None else y + b
 
     @classmethod
-    def bias_of(cls, layer: Any) -> Bias | None:
+    def bias_of(cls, layer: object) -> Bias | None:
         """`b`: the number that the layer adds to each row of `W x`; `None` without a bias."""
         bias = getattr(layer, "bias", None)
         return jnp.asarray(bias).reshape(-1) if is_float_array(bias) else None
@@ -253,7 +256,7 @@ class LayerKind(KindOfLayer):
         b = jnp.asarray(cls.bias_of(layer)).astype(shift.dtype)
         return cls.replace_bias(new, scaled(b, scale) + shift)
 
-    def output_axis(self, *args: Any) -> int | None:
+    def output_axis(self, *args: object) -> int | None:
         """The axis of the outputs in `self(*args)`. `None` if it computes more than `W x + b`."""
         return 0 if len(args) == 1 and self.computes(args[0]) else None
 
@@ -273,22 +276,22 @@ class MatrixLayer(LayerKind):
             cls.matrix = classmethod(lambda cls, layer: function(cls, layer))  # pyright: ignore
 
     @classmethod
-    def stack_ndim(cls, leaf: Any) -> int:
+    def stack_ndim(cls, leaf: object) -> int:
         return getattr(leaf, cls.weight_field).ndim - 2
 
     @classmethod
-    def matrix(cls, layer: Any) -> Matrix:
+    def matrix(cls, layer: object) -> Matrix:
         weight = in_compute_dtype(getattr(layer, cls.weight_field))
         return weight.T if cls.weight_axes == "io" else weight
 
     @classmethod
-    def with_matrix(cls, base: Any, matrix: Matrix) -> eqx.Module:
+    def with_matrix(cls, base: eqx.Module, matrix: Matrix) -> eqx.Module:
         array = matrix.T if cls.weight_axes == "io" else matrix
         new = in_form_of(array, getattr(base, cls.weight_field))
         return eqx.tree_at(lambda m: getattr(m, cls.weight_field), base, new)
 
     @classmethod
-    def mesh_axes(cls, base: Any) -> MeshAxes:
+    def mesh_axes(cls, base: object) -> MeshAxes:
         *stack, first, second = sharded_over(getattr(base, cls.weight_field))
         outputs, inputs = (second, first) if cls.weight_axes == "io" else (first, second)
         return MeshAxes(tuple(stack), outputs, inputs)

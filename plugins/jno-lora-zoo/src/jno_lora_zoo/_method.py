@@ -9,10 +9,12 @@ from typing import Any, ClassVar
 
 import equinox as eqx
 import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, PRNGKeyArray
 
 from jno.lora import LoRAWrapper, LowRankForm
-from jno.lora.extending import with_arrays
+from jno.lora.extending import CodedArray, with_arrays
 
 from ._arrays import Matrix, compute_dtype
 from ._layer_kind import Bias, LayerKind
@@ -97,7 +99,7 @@ class Method(LayerKind):
         return min([rank, *map(sizes.__getitem__, cls._rank_limits)])
 
     @abc.abstractmethod
-    def start(self, W: Matrix, r: int, key: PRNGKeyArray, dtype: Any) -> dict[str, Any]:
+    def start(self, W: Matrix, r: int, key: PRNGKeyArray, dtype: DTypeLike) -> dict[str, Any]:
         """The initial arrays of the adapter, by field, in the given `dtype`.
 
         `W` is the base's matrix, `r` the effective rank, `key` the only source of randomness.
@@ -123,7 +125,7 @@ class Method(LayerKind):
         """The adapted bias, for the bias `b` of `base`: `b` itself unless a method adapts it."""
         return b
 
-    def forward(self, x: Any) -> Array:
+    def forward(self, x: ArrayLike) -> Array:
         """`W' x` by the operations of the layer kind."""
         raise NotImplementedError
 
@@ -189,12 +191,12 @@ def _constructor(cls: type[Method]) -> Callable[..., None]:
     return construct
 
 
-def without_alpha(method: type[Method], args: tuple[Any, ...]) -> dict[str, Any]:
+def without_alpha(method: type[Method], args: tuple[object, ...]) -> dict[str, None]:
     """The keyword `alpha` for the constructor of a method without one, called with `args`."""
     return {} if method.has_alpha or len(args) > 2 else {"alpha": None}
 
 
-def adapter_dtype_for(weight: Any, adapter_dtype: Any) -> Any:
+def adapter_dtype_for(weight: ArrayLike | CodedArray, adapter_dtype: Any) -> np.dtype:
     """The dtype of an adapter's arrays, by default the weight's, but at least float32.
 
     **Raises:** `ValueError` unless `adapter_dtype` is a floating dtype, because other dtypes cannot

@@ -6,6 +6,7 @@ from typing import Any, ClassVar, TypeVar
 
 import jax.numpy as jnp
 from equinox import AbstractVar
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from jno.lora import LoRAWrapper
@@ -61,7 +62,11 @@ class Weighted(Scaled):
         return B if self.direction_weights is None else weighted_sum(B, self.direction_weights)
 
     def weighted_low_rank(
-        self, x: Any, weights: Float[Array, " K"], B: Float[Array, "K out r"], seen: Any
+        self,
+        x: ArrayLike,
+        weights: Float[Array, " K"],
+        B: Float[Array, "K out r"],
+        seen: ArrayLike | None,
     ) -> Array:
         """`W x + sum_k w_k s B_k A seen`: one product with all `B_k` side by side."""
         K, outputs, r = B.shape
@@ -76,7 +81,7 @@ class Weighted(Scaled):
         seen = x if seen is None else seen
         return self.low_rank(x, self.lora_A, side_by_side, between=weighted_features, seen=seen)
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> dict[str, Array]:
         """The arrays, with the directions replaced by their sum."""
         if self.direction_weights is None:
             return super().state()
@@ -90,7 +95,7 @@ def weighted_sum(d: Float[Array, "K *shape"], weights: Float[Array, " K"]) -> Ar
     return cast_like(jnp.tensordot(weights.astype(wide.dtype), wide, 1), d)
 
 
-def with_attributes(module: T, values: Mapping[str, Any]) -> T:
+def with_attributes(module: T, values: Mapping[str, object]) -> T:
     """A copy of an Equinox module with some fields replaced."""
     changed = copy.copy(module)
     for name, value in values.items():

@@ -23,7 +23,7 @@ class ConvLayer(KernelLayer):
     exact_classes = (eqx.nn.Conv, eqx.nn.Conv1d, eqx.nn.Conv2d, eqx.nn.Conv3d)
 
     @classmethod
-    def fits(cls, leaf: Any) -> bool:
+    def fits(cls, leaf: object) -> bool:
         if not isinstance(leaf, eqx.nn.Conv):
             if isinstance(leaf, _Transpose) or not isinstance(leaf, ConvLike):
                 return False
@@ -75,5 +75,5 @@ class ConvTransposeLayer(KernelLayer):
     )
 
     @classmethod
-    def fits(cls, leaf: Any) -> bool:
+    def fits(cls, leaf: object) -> bool:
         return isinstance(leaf, _Transpose) and cls.keeps_layout(leaf)

@@ -5,6 +5,7 @@ from typing import Any
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from .._arrays import cast_like, compute_dtype, describe, in_compute_dtype, is_float_array
@@ -29,7 +30,7 @@ class EmbeddingLayer(MatrixLayer):
     weight_axes = "io"
 
     @classmethod
-    def fits(cls, leaf: Any) -> bool:
+    def fits(cls, leaf: object) -> bool:
         shape = (getattr(leaf, "num_embeddings", None), getattr(leaf, "embedding_size", None))
         sizes = [size for size in shape if isinstance(size, int | np.integer) and size > 0]
         if not callable(leaf) or len(sizes) < 2:
@@ -38,7 +39,7 @@ class EmbeddingLayer(MatrixLayer):
         return is_float_array(weight) and weight.shape[-2:] == shape
 
     @classmethod
-    def misfit(cls, leaf: Any) -> str | None:
+    def misfit(cls, leaf: object) -> str | None:
         if not isinstance(leaf, eqx.nn.Embedding):
             return None
         sizes = (leaf.num_embeddings, leaf.embedding_size)
@@ -50,18 +51,18 @@ class EmbeddingLayer(MatrixLayer):
     def fan_in(cls, W: Float[Array, "out in"]) -> int:
         return 1  # A lookup reads one column: 1/num would make first updates of a table vanish.
 
-    def computes(self, x: Any) -> bool:
+    def computes(self, x: object) -> bool:
         return type(self.base) is eqx.nn.Embedding
 
-    def product(self, x: Any, before: Map = unchanged) -> Array:
+    def product(self, x: ArrayLike, before: Map = unchanged) -> Array:
         # The base is called so that it raises for invalid inputs as usual, such as vectors of ids.
         return in_compute_dtype(self.base(x))
 
-    def down(self, x: Any, A: Float[Array, "r in"]) -> Array:
+    def down(self, x: ArrayLike, A: Float[Array, "r in"]) -> Array:
         # Indexed like the base: negative ids count from the end, and large ids are clamped.
         return A[:, x].astype(compute_dtype(self.base.weight))
 
-    def plus(self, x: Any, U: Update) -> Array:
+    def plus(self, x: ArrayLike, U: Update) -> Array:
         i = _row(self.base, x)
         column = U.matrix()[:, i] if U.column is None else U.column(i)
         return self.product(x) + column.astype(compute_dtype(self.base.weight))
@@ -75,7 +76,7 @@ class EmbeddingLayer(MatrixLayer):
         return cast_like(y, self.base.weight)
 
 
-def _row(layer: Any, x: Any) -> Array:
+def _row(layer: Any, x: ArrayLike) -> Array:
     """The index of the row that `layer.weight[x]` reads, as an integer that can be divided."""
     count = layer.num_embeddings
     # JAX's default integers, because the count may exceed a `uint8`.

@@ -1,6 +1,6 @@
 """Layers inside `eqx.nn.WeightNorm` and `eqx.nn.SpectralNorm`."""
 
-from typing import Any
+from typing import Any, TypeGuard
 
 import equinox as eqx
 from jaxtyping import Array
@@ -11,6 +11,7 @@ from .._method import Method
 from .conv import ConvLayer, ConvTransposeLayer
 from .linear import LinearLayer
 
+Norm = eqx.nn.WeightNorm | eqx.nn.SpectralNorm
 _INSIDE: tuple[type[LayerKind], ...] = (LinearLayer, ConvLayer, ConvTransposeLayer)
 
 
@@ -27,13 +28,13 @@ class InNormLayer(LayerKind):
     """
 
     @classmethod
-    def fits(cls, leaf: Any) -> bool:
+    def fits(cls, leaf: object) -> bool:
         scales_rows_only = issubclass(cls, Method) and cls.scales_rows_only
         return _is_normed(leaf) and not (scales_rows_only and _norms_rows(leaf))
 
     @classmethod
-    def misfit(cls, leaf: Any) -> str | None:
-        if not isinstance(leaf, eqx.nn.WeightNorm | eqx.nn.SpectralNorm):
+    def misfit(cls, leaf: object) -> str | None:
+        if not isinstance(leaf, Norm):
             return None
         if _is_normed(leaf) and issubclass(cls, Method) and cls.scales_rows_only:
             return (
@@ -46,7 +47,7 @@ class InNormLayer(LayerKind):
         )
 
     @classmethod
-    def stack_ndim(cls, leaf: Any) -> int:
+    def stack_ndim(cls, leaf: Norm) -> int:
         return _kind(leaf).stack_ndim(leaf.layer)
 
     @classmethod
@@ -59,11 +60,11 @@ class InNormLayer(LayerKind):
         return eqx.tree_at(lambda norm: norm.layer, base, layer)
 
     @classmethod
-    def inputs_of(cls, layer: Any, *args: Any, **kwargs: Any) -> Array:
+    def inputs_of(cls, layer: Norm, *args: Any, **kwargs: Any) -> Array:
         return _kind(layer).inputs_of(layer.layer, *args)
 
     @classmethod
-    def outputs_of(cls, layer: Any, y: Any) -> Array:
+    def outputs_of(cls, layer: Norm, y: Any) -> Array:
         # A `SpectralNorm` returns its state, too.
         return _kind(layer).outputs_of(layer.layer, y[0] if isinstance(y, tuple) else y)
 
@@ -81,21 +82,21 @@ class InNormLayer(LayerKind):
         return _kind(base).mesh_axes(base.layer)
 
 
-def _is_normed(leaf: Any) -> bool:
+def _is_normed(leaf: object) -> TypeGuard[Norm]:
     return (
-        isinstance(leaf, eqx.nn.WeightNorm | eqx.nn.SpectralNorm)
+        isinstance(leaf, Norm)
         and leaf.weight_name == "weight"
         and any(kind.applies_to(leaf.layer) for kind in _INSIDE)
     )
 
 
-def _norms_rows(norm: Any) -> bool:
+def _norms_rows(norm: Norm) -> bool:
     """Whether the adapted `norm` removes the scale of each output's row."""
     has_one_row = norm.layer.weight.shape[InNormLayer.stack_ndim(norm)] == 1
     return has_one_row or (isinstance(norm, eqx.nn.WeightNorm) and norm.axis == 0)
 
 
-def _kind(norm: Any) -> type[LayerKind]:
+def _kind(norm: Norm) -> type[LayerKind]:
     kind = next((kind for kind in _INSIDE if kind.applies_to(norm.layer)), None)
     if kind is None:  # a template of `filter_eval_shape`, or a norm that was changed
         raise TypeError(

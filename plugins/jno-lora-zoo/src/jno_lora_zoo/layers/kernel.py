@@ -83,7 +83,7 @@ class KernelLayer(LayerKind):
     def group_size(cls, base: Any) -> int | None:
         return None if base.groups == 1 else base.out_channels // base.groups
 
-    def computes(self, x: Any) -> bool:
+    def computes(self, x: object) -> bool:
         return class_of(self.base) in self.exact_classes
 
     def reads_features(self) -> bool:

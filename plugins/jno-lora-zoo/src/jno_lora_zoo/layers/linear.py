@@ -7,6 +7,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from jno.lora import LinearLike
@@ -71,10 +72,10 @@ class LinearLayer(MatrixLayer):
     def reads_features(self) -> bool:
         return True
 
-    def product(self, x: Any, before: Map = unchanged) -> Array:
+    def product(self, x: ArrayLike, before: Map = unchanged) -> Array:
         return self.base.weight @ before(self.vector(x))
 
-    def plus(self, x: Any, U: Update) -> Array:
+    def plus(self, x: ArrayLike, U: Update) -> Array:
         if U.times is not None:
             return self.product(x) + U.times(self.vector(x))
         # If stored for the backward pass, the matrices of all layers would be as large as the
@@ -88,7 +89,7 @@ class LinearLayer(MatrixLayer):
             y = y + b
         return jnp.squeeze(y) if self.base.out_features == "scalar" else y
 
-    def vector(self, x: Any) -> Array:
+    def vector(self, x: ArrayLike) -> Array:
         x = jnp.asarray(x)
         # Integer features would turn the adapter's arrays into integers.
         x = x.astype(jnp.result_type(x.dtype, dtype_of(self.base.weight)))
@@ -104,15 +105,15 @@ def _plus(weight: Any, matrix: Callable[[], Matrix], x: Array) -> Array:
     return (weight + update) @ x
 
 
-def _derives_from(name: str, node: Any) -> bool:
+def _derives_from(name: str, node: object) -> bool:
     # By its name, because its plugin or library may not be installed.
     return any(cls.__name__ == name for cls in type(node).__mro__)
 
 
-def _nodes_in(weight: Any) -> list[Any]:
+def _nodes_in(weight: object) -> list[object]:
     """The leaves of `weight`, and the nodes in it that `declare_raw` took apart."""
     return jax.tree.leaves(weight, is_leaf=lambda node: _derives_from("TakenApart", node))
 
 
-def _size(features: Any) -> Any:
+def _size(features: int | str) -> int | str:
     return 1 if features == "scalar" else features

@@ -11,6 +11,8 @@ from jno.lora import WrapperError
 from .._arrays import cast_like, describe, in_compute_dtype, is_float_array, sharded_over
 from .._layer_kind import LayerKind, MeshAxes
 
+Cell = eqx.nn.GRUCell | eqx.nn.LSTMCell
+
 
 class RecurrentLayer(LayerKind):
     """A cell with the raw weights `weight_ih` `(gates h, in)` and `weight_hh` `(gates h, h)`.
@@ -26,8 +28,8 @@ class RecurrentLayer(LayerKind):
     """
 
     @classmethod
-    def fits(cls, leaf: Any) -> bool:
-        if not isinstance(leaf, eqx.nn.GRUCell | eqx.nn.LSTMCell):
+    def fits(cls, leaf: object) -> bool:
+        if not isinstance(leaf, Cell):
             return False
         ih, hh = leaf.weight_ih, leaf.weight_hh
         outputs = hh.shape[-2] if is_float_array(hh) else None
@@ -39,8 +41,8 @@ class RecurrentLayer(LayerKind):
         )
 
     @classmethod
-    def misfit(cls, leaf: Any) -> str | None:
-        if not isinstance(leaf, eqx.nn.GRUCell | eqx.nn.LSTMCell):
+    def misfit(cls, leaf: object) -> str | None:
+        if not isinstance(leaf, Cell):
             return None
         return (
             f"its weights are {describe(leaf.weight_ih)} and {describe(leaf.weight_hh)}, which do "
@@ -48,7 +50,7 @@ class RecurrentLayer(LayerKind):
         )
 
     @classmethod
-    def stack_ndim(cls, leaf: Any) -> int:
+    def stack_ndim(cls, leaf: Cell) -> int:
         return leaf.weight_ih.ndim - 2
 
     @classmethod
