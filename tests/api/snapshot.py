@@ -140,7 +140,8 @@ def _described(name: str, value: Any, ours: set[str]) -> Iterator[str]:
     fields = (
         {f.name for f in dataclasses.fields(value)} if dataclasses.is_dataclass(value) else set()
     )
-    fields |= set(getattr(value, "_fields", ()))  # of a named tuple
+    if issubclass(value, tuple):
+        fields |= set(getattr(value, "_fields", ()))  # of a named tuple
     fields = {name for name in fields if not name.startswith("_")}
     for member in sorted({*fields, *_members(value, ours)}):
         is_field = member in fields

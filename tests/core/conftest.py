@@ -29,6 +29,7 @@ _numbers = itertools.count()
 # The start of the fake plugins' modules: one function that makes usable adapter classes.
 PREAMBLE = """
 import equinox as eqx
+import jno.lora
 from jno.lora import LoRAWrapper, MatrixAdapter, hookimpl
 
 def adapter(name, variant=None, auto=False, layer=eqx.nn.Linear, module=__name__):

@@ -111,7 +111,8 @@ def the_core_alone(environment):
 
 def plugins_from_outside(environment):
     """A plugin that starts from data and shares an array, and the scaffold, on one of its cases."""
-    environment.install("--no-deps", *map(environment.wheel, ("jno-lora-train", TESTING)))
+    needed = ("jno-lora-train", "jno-lora-zoo", TESTING)
+    environment.install("--no-deps", *map(environment.wheel, needed))
     project = environment.folder / "outside"
     shutil.copytree(ROOT / "tests" / "packaging" / "outside_plugin", project)
     environment.run("jno-lora", "new", "embedding-bias", "--output", environment.folder)
@@ -126,7 +127,6 @@ def plugins_from_outside(environment):
 
 
 def the_core_and_the_zoo(environment):
-    environment.install("--no-deps", environment.wheel("jno-lora-zoo"))
     environment.python(
         "import equinox as eqx, jax\n"
         "from jno.lora import DoRALinear, MissingLibraryError, Net, registered\n"

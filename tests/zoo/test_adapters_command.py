@@ -10,6 +10,8 @@ from tests.core.test_commands import GOOD
 from jno.lora._commands._cli import Group
 from jno_lora_zoo._listing import adapters
 
+ABOUT = 'about = jno.lora.About(family="turns", paper="0000.00000", formula="out")'
+
 
 def listed(*arguments, code=0):
     """The output of the zoo's `jno-lora adapters`, in a site without the zoo."""
@@ -21,7 +23,7 @@ def listed(*arguments, code=0):
 
 
 def test_adapters_say_what_they_are_for_and_are_listed_as_methods_by_family(site):
-    turned = GOOD.replace('variant = "shift"', 'variant = "shift"\n    family = "turns"')
+    turned = GOOD.replace('variant = "shift"', f'variant = "shift"\n    {ABOUT}')
     site.install("whole", turned, version="1.2")
     (adapter,) = json.loads(listed("--json"))
     assert adapter == {

@@ -83,12 +83,13 @@ def main(folder, forbidden):
     watch = Watch()
 
     def imported():
+        import jno_lora_peft
         from jno import lora
         from jno.lora import _commands
 
-        return lora, _commands.cli
+        return lora, jno_lora_peft, _commands.cli
 
-    lora, cli = watch.during("import", imported)
+    lora, jno_lora_peft, cli = watch.during("import", imported)
     call = {"key": key, "wrapper": "lora", "target": "canary"}
     adapted = watch.during("apply", lambda: lora.apply_lora(model, 1, **call))
     steps = {
@@ -99,8 +100,8 @@ def main(folder, forbidden):
         "read": lambda: lora.read_adapters(file),
         "load": lambda: lora.load_adapters(model, file),
         "inspect": lambda: cli(["inspect", str(file)], standalone_mode=False),
-        "save_peft": lambda: lora.peft.save_peft(adapted, folder / "peft"),
-        "load_peft": lambda: lora.peft.load_peft(model, folder / "peft"),
+        "save_peft": lambda: jno_lora_peft.save_peft(adapted, folder / "peft"),
+        "load_peft": lambda: jno_lora_peft.load_peft(model, folder / "peft"),
     }
     for name, step in steps.items():
         watch.during(name, step)

@@ -191,12 +191,6 @@ def test_without_the_plugin_jno_keeps_its_own_and_a_warning_says_what_to_install
     program = """
         import jno, sys
         assert sys.modules["jno.core"]._apply_lora(None, key=None) == "theirs"
-        try:
-            jno_lora_jno
-        except ImportError as err:
-            assert 'pip install "jno-lora[jno]"' in str(err)
-        else:
-            raise AssertionError
         """
     said = site.run(program, start="", **core_alone)
     assert said.count("JnoLoraWarning") == 1 and 'pip install "jno-lora[jno]"' in said
@@ -218,7 +212,7 @@ def test_a_plugin_that_fails_inside_jno_costs_only_itself(site):
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: jno-lora-sad\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text("[jno.lora.inside_jno]\nsad = json:sad\n")
-    said = site.run("import jno\nassert jno_lora_jno.is_enabled()", start="")
+    said = site.run("import jno, jno_lora_jno\nassert jno_lora_jno.is_enabled()", start="")
     assert said.count("JnoLoraWarning") == 1 and "jno-lora-sad" in said and "'sad'" in said
 
 

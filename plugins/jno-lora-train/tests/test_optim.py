@@ -11,8 +11,8 @@ import pytest
 from tests.zoo.combining._tools import layers
 
 from jno.lora import (
-    LoRAWrapper,
     LowRankForm,
+    MatrixAdapter,
     Net,
     SelectionError,
     apply_lora,
@@ -248,7 +248,7 @@ class ComplexLinear(eqx.Module):
     weight: jax.Array
 
 
-class ComplexLoRA(LoRAWrapper):
+class ComplexLoRA(MatrixAdapter):
     """LoRA with complex factors and the scale 1, as an adapter of a third party may have."""
 
     adapter_fields = ("lora_A", "lora_B")

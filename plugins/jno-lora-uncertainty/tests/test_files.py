@@ -26,6 +26,7 @@ from jno_lora_uncertainty import (
     probabilities,
     save_ensemble,
 )
+from jno_lora_zoo import collect_statistics
 
 MODEL = eqx.nn.MLP(2, 2, 4, 1, jnp.tanh, key=jax.random.key(0))
 KEY = jax.random.key(6)
@@ -119,10 +120,9 @@ BATCHES = [jax.random.normal(KEY, (16, 2)) * scale[None] for scale in jnp.array(
 
 def with_corda(number, model=MODEL):
     total = lambda model, x: jnp.sum(jax.vmap(model)(x))  # noqa: E731
+    statistics = collect_statistics(model, [BATCHES[number]], total, wrapper="corda")
     return lambda key: (
-        Net(model, key=key)
-        .freeze()
-        .lora(2, 2, wrapper="corda", calibrate=([BATCHES[number]], total))
+        Net(model, key=key).freeze().lora(2, 2, wrapper="corda", statistics=statistics)
     )
 
 

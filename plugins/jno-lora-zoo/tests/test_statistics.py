@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from tests.core.conftest import *  # noqa: F403
 from tests.core.good_adapter import Good
 
 import jno.lora
@@ -278,7 +279,8 @@ def test_two_statistics_of_one_package_and_name_are_refused_together():
 
 PLUGIN = """
     from jno.lora import Statistic
-    from tests.core.good_adapter import Good
+    from tests.core.conftest import *  # noqa: F403
+from tests.core.good_adapter import Good
 
     class Measure(Statistic):
         name = "input_mean"

@@ -7,7 +7,6 @@ import equinox as eqx
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, PRNGKeyArray
 
-from jno.lora import MatrixAdapter
 from jno_lora_zoo import IA3Out, LoRA, cited, per_matrix
 
 from .layer import FIELDS, AttentionLayer
@@ -36,7 +35,7 @@ class LoRAAttention(per_matrix(LoRA), AttentionLayer):
     variant = "lora-attention"
     about = cited("2106.09685", family="low rank", formula="r (in + out) per projection")
     # So that `extract_lora` gives LoRA of the linear layers inside, whatever is installed.
-    with_products = vars(MatrixAdapter)["with_products"]
+    with_products = None  # pyright: ignore[reportAssignmentType]
 
     def __init__(
         self,

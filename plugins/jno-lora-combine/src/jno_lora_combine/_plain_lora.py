@@ -104,7 +104,7 @@ def lora_classes(registry: Registry) -> list[type[MatrixAdapter]]:
 
 def has_several_matrices(cls: type[LoRAWrapper]) -> bool:
     """Whether a class is the plain LoRA of layers with several matrices."""
-    return hasattr(cls, "with_products")
+    return getattr(cls, "with_products", None) is not None
 
 
 def matrices_of(cls: type[MatrixAdapter], layer: eqx.Module) -> Mapping[str, Inexact[Array, "..."]]:

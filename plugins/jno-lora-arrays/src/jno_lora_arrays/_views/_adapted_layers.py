@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from typing import TypeGuard
+from typing import Any, TypeGuard
 
 import equinox as eqx
 import jax
