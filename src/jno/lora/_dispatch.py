@@ -25,7 +25,7 @@ from ._contract import (
     statistic_keys,
     zero_statistics,
 )
-from ._errors import SelectionError, WrapperError, failing
+from ._errors import SelectionError, WrapperError, errors_as
 from ._paths import path_str, show_path, stable_hash
 from ._peft_words import explain_unknown, knows_words_of_jno, knows_words_of_peft
 from ._planning import (
@@ -228,7 +228,7 @@ def _failing_to_build(row: PlanRow) -> contextlib.AbstractContextManager[None]:
     if row.distribution not in {None, IN_PROCESS, *first_party()}:
         hint = f"{cls.__name__} is from {row.distribution}.{how_to_block(row.distribution)}"
     what = f"build the {cls.__name__} around the {row.layer} at {show_path(row.path)!r}"
-    return failing(what, hint=hint)
+    return errors_as(what, hint=hint)
 
 
 def _construct(

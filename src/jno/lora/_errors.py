@@ -111,7 +111,7 @@ def _first_outside(packages: str, frame: FrameType) -> FrameType:
 
 
 @contextlib.contextmanager
-def failing(
+def errors_as(
     what: str, error: type[JnoLoraError] | None = None, hint: str | Callable[[], str] = ""
 ) -> Iterator[None]:
     """An exception in the block becomes "Could not WHAT: why", followed by the hint.

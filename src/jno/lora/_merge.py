@@ -16,7 +16,7 @@ from ._contract import (
     refusal_of_template,
     unwrapped_layer,
 )
-from ._errors import failing
+from ._errors import errors_as
 from ._paths import show_place
 from ._run import run
 from ._sharding import sharded_like
@@ -84,7 +84,7 @@ def _without_adapters(model: M, take_out: Callable[[LoRAWrapper], Any], verb: st
     def checked(path: str, adapter: LoRAWrapper) -> Any:
         adapter = fill(adapter)
         where = show_place(type(adapter), path)
-        with failing(f"{verb} {where}", hint=partial(refusal_of_template, adapter, advice)):
+        with errors_as(f"{verb} {where}", hint=partial(refusal_of_template, adapter, advice)):
             layer = plain_layer(adapter, take_out)
         check_same_structure(adapter.base, layer, f"`{verb}()` of {where}")
         return in_dtypes_of(adapter.base, layer)

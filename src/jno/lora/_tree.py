@@ -29,7 +29,7 @@ NORMALISED: dict[type, Any] = {
 }
 
 
-def claims(cls: type[LoRAWrapper], layer: Any) -> bool:
+def safely_applies(cls: type[LoRAWrapper], layer: Any) -> bool:
     """Whether `cls` applies to `layer`. `False` if it raises."""
     try:
         return bool(cls.applies_to(layer))

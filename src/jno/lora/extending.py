@@ -41,11 +41,11 @@ from ._contract import (
     is_coded as is_coded,
     is_traced as is_traced,
     mean_shape as mean_shape,
+    normalise_word as normalise_word,
     over_stack as over_stack,
     refusal_of_template as refusal_of_template,
     refuse_coded as refuse_coded,
     row_products as row_products,
-    squash as squash,
     statistic_key as statistic_key,
     statistic_keys as statistic_keys,
     statistics_of as statistics_of,
@@ -55,7 +55,7 @@ from ._contract import (
     with_arrays as with_arrays,
 )
 from ._dispatch import plan_call as plan_call
-from ._errors import failing as failing, imported_for as imported_for, warn as warn
+from ._errors import errors_as as errors_as, imported_for as imported_for, warn as warn
 from ._merge import wide_layers as wide_layers
 from ._paths import (
     bullets as bullets,
@@ -103,7 +103,6 @@ from ._showing import (
 from ._tree import (
     adapted_layers as adapted_layers,
     callable_for as callable_for,
-    claims as claims,
     default_adapters as default_adapters,
     enclosing as enclosing,
     layers_at as layers_at,
@@ -111,6 +110,7 @@ from ._tree import (
     modules_by_path as modules_by_path,
     norms_around as norms_around,
     replace_layers as replace_layers,
+    safely_applies as safely_applies,
 )
 
 # An import hook of run-time type checks adds modules.

@@ -13,11 +13,10 @@ from jno.lora import LoRAWrapper, MatrixAdapter, Registry, SelectionError
 from jno.lora.extending import (
     adapted_layers,
     bullets,
-    claims,
     default_registry,
     enclosing,
+    errors_as,
     expect_model,
-    failing,
     held_dtype,
     layers_at,
     modules_by_path,
@@ -26,6 +25,7 @@ from jno.lora.extending import (
     refusal_of_template,
     replace_layers,
     run,
+    safely_applies,
     show_path,
     tracked,
 )
@@ -110,7 +110,7 @@ def extract_lora(
     with contextlib.closing(tracked(before.items(), "Decomposing")) as shown:
         for path, layer in shown:
             cls = classes[path]
-            with failing(f"extract LoRA at {show_path(path)!r}"):
+            with errors_as(f"extract LoRA at {show_path(path)!r}"):
                 wide_layers = in_wide_dtypes(layer, after[path])
                 update = run(update_between, cls, *wide_layers, beside=layer)
                 lora, error = nearest_lora(cls, layer, update, truncation)
@@ -157,7 +157,7 @@ def _classes_by_path(
 ) -> dict[str, type[MatrixAdapter]]:
     """The class of plain LoRA for each of the outermost layers that have one."""
     layers = modules_by_path(model).items()
-    options = {path: next((c for c in classes if claims(c, x)), None) for path, x in layers}
+    options = {path: next((c for c in classes if safely_applies(c, x)), None) for path, x in layers}
     chosen = {path: cls for path, cls in options.items() if cls is not None}
     inside = {path for path, _ in enclosing(chosen, chosen)} | norms_around(model, chosen).keys()
     return {path: cls for path, cls in chosen.items() if path not in inside}

@@ -37,7 +37,6 @@ from jno.lora.extending import (
     check_adapter_name,
     check_fit,
     check_number,
-    claims,
     default_registry,
     enclosing,
     expect_model,
@@ -45,6 +44,7 @@ from jno.lora.extending import (
     nearest,
     put_around,
     refuse_coded,
+    safely_applies,
     show_path,
     widest,
 )
@@ -88,7 +88,7 @@ class AdapterSum(SeveralAdapters):
 
     @classmethod
     def applies_to(cls, leaf: object) -> bool:
-        return bool(cls.members) and all(claims(m.wrapper, leaf) for m in cls.members)
+        return bool(cls.members) and all(safely_applies(m.wrapper, leaf) for m in cls.members)
 
     @classmethod
     def stack_ndim(cls, leaf: Any) -> int:
@@ -257,7 +257,7 @@ def _plain_lora(products: Sequence[type[LoRAWrapper]], layer: object) -> type[Lo
 
     def suits(cls: type[LoRAWrapper]) -> bool:
         is_product = MatrixAdapter.of(cls).low_rank_scale(1, 1.0) is not None
-        return is_product and claims(cls, layer) and _view_of(cls, layer) in views
+        return is_product and safely_applies(cls, layer) and _view_of(cls, layer) in views
 
     lora = next(filter(suits, products), None)
     if lora is None and products:

@@ -20,7 +20,6 @@ from jno.lora.extending import (
     adapted_layers,
     at_least_float32,
     bullets,
-    claims,
     default_registry,
     expect_model,
     filler,
@@ -28,6 +27,7 @@ from jno.lora.extending import (
     over_stack,
     refusal_of_template,
     run,
+    safely_applies,
     show_path,
     warn,
 )
@@ -162,7 +162,7 @@ def _class_for(
     # A class for several matrices may fit a layer of whose matrices the adapter updates the mean.
     expected = _shapes(own, layer)
     for cls in classes:
-        if claims(cls, layer) and (not expected or _shapes(cls, layer) in ({}, expected)):
+        if safely_applies(cls, layer) and (not expected or _shapes(cls, layer) in ({}, expected)):
             return cls
     raise WrapperError(
         f"no plain LoRA of the registry is for a {type(layer).__name__}: register a subclass "

@@ -10,7 +10,7 @@ import importlib_metadata
 from packaging.requirements import Requirement
 
 from jno.lora import JnoLoraError, PluginRecord
-from jno.lora.extending import RESERVED_WORDS, squash
+from jno.lora.extending import RESERVED_WORDS, normalise_word
 
 _CODE = """\
 ```python
@@ -153,8 +153,8 @@ def _why_not(name: str, variant: str, installed: tuple[PluginRecord, ...]) -> st
     for record in installed:
         for wrapper in record.wrappers if record.distribution != distribution else ():
             for word in filter(None, (wrapper.name, wrapper.adapter.variant)):
-                taken.setdefault(squash(word), f"a name of {wrapper.qualified_name}")
-    why = taken.get(squash(variant))
+                taken.setdefault(normalise_word(word), f"a name of {wrapper.qualified_name}")
+    why = taken.get(normalise_word(variant))
     return f'{variant!r} is {why}, so `wrapper="{variant}"` would be ambiguous' if why else ""
 
 

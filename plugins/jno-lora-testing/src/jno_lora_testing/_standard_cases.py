@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from jno.lora import LoRAWrapper
-from jno.lora.extending import claims
+from jno.lora.extending import safely_applies
 
 from ._case import WrapperCase, skeleton
 
@@ -64,7 +64,7 @@ def standard_cases(
                 named[name] = base, inputs, {**settings, "checks": _VALUE_CHECKS}
         for name, (base, inputs, settings) in named.items() if not layers or kind in layers else ():
             layer = jax.tree.map(lambda leaf: leaf, _skeleton(name))
-            if claims(wrapper, layer):
+            if safely_applies(wrapper, layer):
                 name = f"{wrapper.__name__}-{name}"
                 case = WrapperCase(wrapper, base, inputs, law=law, name=name, **settings)
                 count = None if parameters is None else parameters(layer, case.rank)

@@ -7,8 +7,8 @@ from jno.lora import LoRAWrapper, WrapperError
 from jno.lora.extending import (
     adapted_layers,
     at_least_float32,
+    errors_as,
     expect_model,
-    failing,
     over_stack,
     show_path,
     widest,
@@ -35,7 +35,7 @@ def penalty(model: PyTree) -> Float[Array, ""]:
     for path, adapter in adapted_layers(model):
         if type(adapter).penalty is not LoRAWrapper.penalty:
             where = f"the {type(adapter).__name__} at {show_path(path)!r}"
-            with failing(f"compute the penalty of {where}"):
+            with errors_as(f"compute the penalty of {where}"):
                 penalties.append(_penalty_of(adapter))
     if not penalties:
         return jnp.asarray(0.0)  # of a weak type, so that a loss keeps its precision

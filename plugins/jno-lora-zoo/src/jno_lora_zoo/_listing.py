@@ -10,7 +10,7 @@ import equinox as eqx
 import jax
 
 from jno.lora import LoRAWrapper, PluginRecord, Table
-from jno.lora.extending import Composite, claims, default_registry, print_table, table
+from jno.lora.extending import Composite, default_registry, print_table, safely_applies, table
 
 _UNCOMMON = "(others)"  # the layers of an adapter that claims no common Equinox layer
 
@@ -45,7 +45,9 @@ def installed_adapters(records: tuple[PluginRecord, ...]) -> list[dict[str, Any]
             "method": methods[wrapper.cls],
             "family": wrapper.cls.about.family,
             "auto": wrapper.cls.auto,
-            "layers": [name for name, layer in layers.items() if claims(wrapper.cls, layer)],
+            "layers": [
+                name for name, layer in layers.items() if safely_applies(wrapper.cls, layer)
+            ],
             "formula": wrapper.cls.about.formula,
             "paper": wrapper.cls.about.paper,
         }

@@ -16,14 +16,14 @@ from jaxtyping import PyTree
 from .._compute import count_non_finite
 from .._contract import (
     Composite,
-    Handle,
     LoRAWrapper,
     Member,
+    NotAPytree,
     check_contract,
     expect_model,
     registered_class,
 )
-from .._errors import CheckpointError, PluginError, SelectionError, failing, reason_of, warn
+from .._errors import CheckpointError, PluginError, SelectionError, errors_as, reason_of, warn
 from .._paths import bullets, show_path, show_place
 from .._registry import IN_PROCESS, RegisteredWrapper, Registry, default_registry
 from .._sets import (
@@ -72,7 +72,7 @@ Problems = dict[str, Exception | None]
 
 
 def save_adapters(
-    model: PyTree | Handle | AdapterSet,
+    model: PyTree | NotAPytree | AdapterSet,
     path: FilePath,
     *,
     registry: Registry | None = None,
@@ -103,7 +103,7 @@ def save_adapters(
     or the file cannot be written. `SelectionError`
     if the model given as `base_values` lacks a layer of the set.
     """
-    if isinstance(model, Handle):
+    if isinstance(model, NotAPytree):
         net: Any = model
         net.save_adapters(path, registry=registry, base_values=base_values, metadata=metadata)
         return
@@ -279,7 +279,7 @@ def values_of(array: Any, what: str) -> np.ndarray:
             "as integers: `jax.random.key_data`.)"
         )
     # A compiled step may have deleted it (`donate`).
-    with failing(f"store {what}", CheckpointError):
+    with errors_as(f"store {what}", CheckpointError):
         values = on_the_host(array) if isinstance(array, jax.Array) else array
         return np.ascontiguousarray(values).reshape(array.shape)
 
@@ -317,7 +317,7 @@ def load_adapters(
     `WrapperError` if one of `wrappers` is not an adapter class, `SelectionError` if two classes
     have the same name.
     """
-    if isinstance(model, Handle):
+    if isinstance(model, NotAPytree):
         net: Any = model
         return net.load_adapters(path, strict=strict, wrappers=wrappers, registry=registry)
     expect_model(model, "load_adapters")
@@ -458,7 +458,7 @@ def load(
         raise SelectionError(f"`strict` must be True, False or 'values', but is {strict!r}.")
     file, configuration = repr(os.fspath(contents.path)), contents.configuration
     adapters, problems = _adapters_in(contents, wrappers, registry)
-    with failing(f"load {file}", CheckpointError):
+    with errors_as(f"load {file}", CheckpointError):
         check_shared(model, adapters)
         layers = layers_at(model, adapters)
         misfit_lines = misfits(model, adapters) | nested_with(model, adapters)
@@ -483,7 +483,7 @@ def load(
         if configuration.extension is None:  # an extension belongs to all adapters
             advice += " With strict=False, the adapters that fit are loaded."
         _refuse(problems, contents.path, "does not fit this model", advice)
-    with failing(f"load {file}", CheckpointError):  # a shared array may be too small
+    with errors_as(f"load {file}", CheckpointError):  # a shared array may be too small
         adapted = put_shared(replace_layers(model, loaded), shared_arrays(model) | adapters.shared)
     _warn_of_non_finite(contents, loaded)
     if differing := [show_path(path) for path in loaded if not has_same_values.get(path, True)]:

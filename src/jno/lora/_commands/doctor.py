@@ -27,7 +27,7 @@ from .._registry import (
     default_registry,
     first_party,
     normalise,
-    squash,
+    normalise_word,
 )
 from .._version import __version__
 
@@ -156,7 +156,7 @@ def _distribution_troubles() -> Iterator[str]:
     for name, distribution in distributions.items():
         shown = f"{distribution.name} {distribution.version}"
         groups = sorted({entry.group for entry in distribution.entry_points})
-        is_near = any(squash(group).replace(".", "") in _NEAR_GROUPS for group in groups)
+        is_near = any(normalise_word(group).replace(".", "") in _NEAR_GROUPS for group in groups)
         is_meant = (is_near or name.startswith("jno-lora-")) and name not in ours
         if is_meant and ENTRY_POINT_GROUP not in groups:
             yield (

@@ -2,8 +2,8 @@
 
 from ._calling import call_or_trace, is_traced, keys_for_stack, over_stack, refusal_of_template
 from ._checks import (
-    Handle,
-    Loose,
+    NotAModel,
+    NotAPytree,
     check_adapter_name,
     check_key,
     check_number,
@@ -35,5 +35,5 @@ from ._statistics import (
     statistics_of,
     zero_statistics,
 )
-from ._variants import RESERVED_WORDS, squash
+from ._variants import RESERVED_WORDS, normalise_word
 from ._wrapper import About, LoRAWrapper, is_adapter, trainable_fields, unwrapped_layer

@@ -15,7 +15,7 @@ from .._errors import SelectionError, WrapperError
 from .._paths import path_str, show_array
 
 
-class Handle:
+class NotAPytree:
     """The base class of `Net`. No fields.
 
     Functions of trees raise an error for a net, because JAX would treat it as a leaf, and Equinox
@@ -28,11 +28,11 @@ class Handle:
         jtu.register_pytree_node(cls, _refuse_to_flatten, lambda _, children: children)
 
 
-class Loose:
+class NotAModel:
     """The base class of `AdapterSet`, a pytree without layers. No fields."""
 
 
-def _refuse_to_flatten(net: Handle) -> Any:
+def _refuse_to_flatten(net: NotAPytree) -> Any:
     raise SelectionError(
         f"A {type(net).__name__} is a handle on a model and not a pytree, but was given to a "
         "function of pytrees (of JAX, Equinox or optax), alone or inside of another tree. Give "
@@ -43,9 +43,9 @@ def _refuse_to_flatten(net: Handle) -> Any:
 
 def expect_model(model: Any, function: str) -> None:
     """**Raises:** `SelectionError` if `model` is a `Net`, a set without layers, or a path."""
-    if isinstance(model, Loose):
+    if isinstance(model, NotAModel):
         came, advice = "an AdapterSet", ". Give swap_adapters(model, adapters)"
-    elif isinstance(model, Handle):
+    elif isinstance(model, NotAPytree):
         came, advice = f"a {type(model).__name__}", ". Give net.module"
     elif isinstance(model, str | os.PathLike):
         came, advice = f"the path {os.fspath(model)!r}", ""

@@ -12,7 +12,7 @@ from ._composite import Composite
 from ._constructing import constructor_problem, takes
 from ._matrix_adapter import MatrixAdapter
 from ._statistics import BUILT_IN, Statistic
-from ._variants import RESERVED_WORDS, squash
+from ._variants import RESERVED_WORDS, normalise_word
 from ._wrapper import About, LoRAWrapper
 
 _MEMBERS = [*vars(LoRAWrapper).items(), *vars(MatrixAdapter).items()]
@@ -93,7 +93,7 @@ def _attribute_mistakes(cls: type[LoRAWrapper]) -> Iterator[str]:
             yield f"`{name}` must be True or False, but is {getattr(cls, name)!r}"
     # Checked while a plugin is loaded, because a bad variant would break every later call.
     variant: Any = cls.variant
-    is_word = isinstance(variant, str) and squash(variant) not in ("", *RESERVED_WORDS)
+    is_word = isinstance(variant, str) and normalise_word(variant) not in ("", *RESERVED_WORDS)
     if variant is not None and not (is_word and ":" not in variant):
         yield (
             '`variant` must be a word without ":" (but not `auto`, `all`, `none` or `all-linear`), '

@@ -2,10 +2,10 @@
 
 import re
 
-# Words with a special meaning in `wrapper=`, `target=` or `compare`, as `squash` returns them.
+# Words with a special meaning in `wrapper=`, `target=` or `compare`, normalised.
 RESERVED_WORDS = ("auto", "all", "none", "alllinear")
 
 
-def squash(name: str) -> str:
+def normalise_word(name: str) -> str:
     """A variant for comparison, without case, dashes and underscores: "lorafa" for "LoRA-FA"."""
     return re.sub(r"[-_ ]", "", name).lower()

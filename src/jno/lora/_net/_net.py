@@ -12,7 +12,7 @@ import jax.tree_util as jtu
 from jaxtyping import PRNGKeyArray, PyTree
 
 from .._checkpoint import Classes, FilePath, Strict, save
-from .._contract import Handle, check_adapter_name, check_key, expect_model
+from .._contract import NotAPytree, check_adapter_name, check_key, expect_model
 from .._dispatch import carry_out, plan_call, plan_lora
 from .._errors import SelectionError, warn
 from .._paths import bullets, nearest, path_str, show_path
@@ -27,7 +27,7 @@ from .._tree import callable_model, holds_adapters
 from ._state import NetState, Origin, origins_of
 
 
-class Net(Handle):
+class Net(NotAPytree):
     """A handle on a model: adapt it, choose which arrays train, split it for an optimiser.
 
     Every control acts at once and returns the handle, so that calls may be chained:

@@ -15,13 +15,13 @@ from .._errors import SelectionError, WrapperError, warn
 from .._paths import FEW, bullets, show_array, show_path, show_place
 from .._registry import Registry, how_to_block
 from .._tree import (
-    claims,
     count_plain,
     default_adapters,
     fields_of,
     is_parameter,
     layers_left_out,
     modules_in,
+    safely_applies,
     why_not,
 )
 from ._candidates import Candidate, Selector, candidates_of
@@ -261,7 +261,7 @@ def advised(plan: Plan, model: PyTree, registry: Registry) -> Plan:
             return None
         records = registry.records(strict=False) if asks_all else registry.loaded()
         wrappers = [wrapper for record in records for wrapper in record.wrappers]
-        if applying := [wrapper for wrapper in wrappers if claims(wrapper.cls, layer)]:
+        if applying := [wrapper for wrapper in wrappers if safely_applies(wrapper.cls, layer)]:
             # The adapters of `wrapper="auto"` first: the plugin itself prefers them.
             applying.sort(key=lambda wrapper: not wrapper.cls.auto)
             names = [wrapper.cls.__name__ for wrapper in applying]

@@ -1,6 +1,6 @@
 """The registry: which adapters exist, and where they come from."""
 
-from .._contract import squash
+from .._contract import normalise_word
 from ._hookspecs import ENTRY_POINT_GROUP, hookimpl
 from ._inside_jno import call_inside_jno
 from ._plugins import (

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import pluggy
 
-from .._contract import LoRAWrapper, check_contract, squash
+from .._contract import LoRAWrapper, check_contract, normalise_word
 from .._errors import PluginError
 from ._hookspecs import API_VERSION, ENTRY_POINT_GROUP, new_manager
 
@@ -102,7 +102,7 @@ class RegisteredWrapper:
     @property
     def variant_word(self) -> str:
         """The variant without case and dashes, or `""`."""
-        return squash(self.adapter.variant or "")
+        return normalise_word(self.adapter.variant or "")
 
     @property
     def precedence(self) -> int:

@@ -10,7 +10,7 @@ from typing import Any
 import pluggy
 
 from .._caches import forget
-from .._contract import LoRAWrapper, registered_class, squash
+from .._contract import LoRAWrapper, normalise_word, registered_class
 from .._errors import PluginError, SelectionError, warn
 from .._paths import nearest
 from ._plugins import (
@@ -64,7 +64,7 @@ class Names:
         """The adapters that use a word, in order of precedence."""
         by_word: dict[str, list[RegisteredWrapper]] = {}
         for wrapper in sorted(self.wrappers, key=lambda wrapper: wrapper.precedence):
-            for word in {squash(wrapper.name), wrapper.variant_word} - {""}:
+            for word in {normalise_word(wrapper.name), wrapper.variant_word} - {""}:
                 by_word.setdefault(word, []).append(wrapper)
         return by_word
 
@@ -82,12 +82,12 @@ class Names:
 
     def of_distribution(self, distribution: str, name: str) -> list[RegisteredWrapper]:
         """The adapters that `"distribution:Name"` means: one, unless the plugin has a mistake."""
-        users = self.by_word.get(squash(name), [])
+        users = self.by_word.get(normalise_word(name), [])
         return [user for user in users if (user.distribution, user.name) == (distribution, name)]
 
     def provider(self, cls: type[LoRAWrapper]) -> RegisteredWrapper | None:
         """The adapter of class `cls`."""
-        for user in self.by_word.get(squash(cls.__name__), []):
+        for user in self.by_word.get(normalise_word(cls.__name__), []):
             if cls in (user.adapter, getattr(user.adapter, "made", None)):
                 return user
         return None
@@ -97,9 +97,9 @@ class Names:
 
         Without a distribution, if the own name of such a plugin is in the name that is wanted.
         """
-        word = squash(wanted)
+        word = normalise_word(wanted)
         for record in self.records:
-            name = squash(record.distribution).removeprefix("jnolora")
+            name = normalise_word(record.distribution).removeprefix("jnolora")
             is_meant = record.distribution == distribution if distribution else name in word
             if is_meant and record.status != "loaded":
                 why = f"{wanted} is not available: the plugin {why_unusable(record)}"
@@ -218,7 +218,7 @@ class Registry:
             names = self._load(distribution)
             family = names.of_distribution(distribution, bare)
         else:
-            word = squash(name)
+            word = normalise_word(name)
             names = self._load(ZOO_DISTRIBUTION)
             family = names.family(word)
             is_of_zoo = bool(family) and family[0].precedence == 0
@@ -237,7 +237,7 @@ class Registry:
 
     def family(self, word: str) -> list[RegisteredWrapper]:
         """The adapters that a word means, of the plugins that are loaded already."""
-        return self._names.family(squash(word))
+        return self._names.family(normalise_word(word))
 
     def auto(self) -> tuple[type[LoRAWrapper], ...]:
         """Every registered adapter with `auto = True`. Raises as `records`."""

@@ -20,7 +20,7 @@ from .._contract import (
     merged_layer,
     refusal_of_template,
 )
-from .._errors import WrapperError, failing
+from .._errors import WrapperError, errors_as
 from .._merge import wide_layers
 from .._paths import show_path, show_place
 from .._registry import Registry, default_registry
@@ -193,7 +193,7 @@ def _error_of_merging(adapter: LoRAWrapper, path: str) -> float | None:
     """
     what = f"measure what merging {show_place(type(adapter), path)} would cost"
     hint = partial(refusal_of_template, adapter, "Give the model itself.")
-    with failing(what, WrapperError, hint), jax.enable_x64(True):
+    with errors_as(what, WrapperError, hint), jax.enable_x64(True):
         try:
             merged = run(merged_layer, adapter)
             before, exact = wide_layers(adapter)

@@ -14,16 +14,16 @@ from jaxtyping import PyTree
 
 from .._compute import held_dtype
 from .._contract import (
-    Loose,
     LoRAWrapper,
     MatrixAdapter,
+    NotAModel,
     call_or_trace,
     expect_model,
     is_adapter,
     is_coded,
     over_stack,
 )
-from .._errors import SelectionError, WrapperError, failing
+from .._errors import SelectionError, WrapperError, errors_as
 from .._merge import plain_layer, unwrap_lora
 from .._paths import FEW, bullets, nearest, path_str, show_path, show_place
 from .._run import run
@@ -31,13 +31,13 @@ from .._sharding import place_like_base
 from .._shared_arrays import names_shared_in, put_shared, shared_arrays, without_shared
 from .._tree import (
     adapted_layers,
-    claims,
     layers_at,
     map_adapters,
     modules_by_path,
     norms_around,
     refuse_second,
     replace_layers,
+    safely_applies,
 )
 
 M = TypeVar("M")
@@ -130,7 +130,7 @@ class LooseAdapter(eqx.Module):
         return is_alone and self.scale is not None
 
 
-class AdapterSet(Loose, eqx.Module):
+class AdapterSet(NotAModel, eqx.Module):
     """The adapters of a model, by the paths of their layers, without the model. A pytree.
 
     Iterates over the paths. `extract_adapters` makes one, `swap_adapters` puts it around layers.
@@ -176,7 +176,7 @@ def extract_adapters(model: PyTree) -> AdapterSet:
         refuse_second(path, adapters, "adapted layers")
         node = without_shared(adapter)
         cls = type(node)
-        with failing(f"take {show_place(cls, path)} out", WrapperError):
+        with errors_as(f"take {show_place(cls, path)} out", WrapperError):
             ndim = call_or_trace(cls.stack_ndim, node.base)
             state = call_or_trace(over_stack(lambda w: dict(w.state()), ndim), node)
             form = LayerForm.of(node.base, ndim)
@@ -286,7 +286,7 @@ def misfits(model: PyTree, adapters: AdapterSet) -> dict[str, list[str]]:
             ]
         elif problems := adapter.layer.problems(layer):
             lines = [f"/{problem}" for problem in problems]
-        elif not call_or_trace(partial(claims, adapter.wrapper), layer):
+        elif not call_or_trace(partial(safely_applies, adapter.wrapper), layer):
             cls, kind = adapter.wrapper.__name__, type(layer).__name__
             lines = [f": a {cls} is not for this {kind} (its `applies_to` says no)"]
         else:
@@ -305,7 +305,7 @@ def put_around(model: M, adapters: AdapterSet) -> M:
     layers = layers_at(model, adapters)
     built: dict[str, LoRAWrapper] = {}
     for path, adapter in adapters.adapters.items():
-        with failing(f"build {show_place(adapter.wrapper, path)}", SelectionError):
+        with errors_as(f"build {show_place(adapter.wrapper, path)}", SelectionError):
             built[path] = built_around(layers[path], adapter)
     model = replace_layers(model, built)
     return put_shared(model, adapters.shared) if names_shared_in(built) else model
