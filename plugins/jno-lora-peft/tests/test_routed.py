@@ -51,7 +51,7 @@ def assert_written(written, tensors, **settings):
 def test_alora_acts_from_the_last_invocation_on(load, save, unsaved):
     model = load(PLAIN, LORA, alora_invocation_tokens=[7, 3], use_rslora=True)
     A, B = LORA.values()
-    invoked = with_invocation(model, jnp.asarray([7, 3, 7, 3, 1]))
+    invoked = with_invocation(model, jnp.asarray([7, 3, 7, 3, 1]), axis="tokens")
     expected = 3 / np.sqrt(R) * X @ A.T @ B.T
     np.testing.assert_allclose(updates(invoked, "q")[2:], expected[2:], atol=1e-5)
     assert not updates(invoked, "q")[:2].any()

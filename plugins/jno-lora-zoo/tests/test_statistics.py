@@ -279,8 +279,7 @@ def test_two_statistics_of_one_package_and_name_are_refused_together():
 
 PLUGIN = """
     from jno.lora import Statistic
-    from tests.core.conftest import *  # noqa: F403
-from tests.core.good_adapter import Good
+    from tests.core.good_adapter import Good
 
     class Measure(Statistic):
         name = "input_mean"

@@ -50,7 +50,7 @@ def slots_to_train(
 
 def slotwise(make: Callable[[Any], Any], rates: Float[Any, " slots"], moving: Moving) -> Any:
     """`make(rate)` for each slot, as one optimiser of the factors of all slots."""
-    with imported_for("AdapterBank.optimiser", "optim", "optax"):
+    with imported_for("AdapterBank.optimiser", "train", "optax"):
         import optax
 
     def rates_like(factors: PyTree) -> Array:

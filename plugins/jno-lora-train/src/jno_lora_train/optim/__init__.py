@@ -8,11 +8,15 @@ They take the trees that `net.partition()` returns. The class of an adapter, als
 party, lists in `factor_sides` which fields are factors of a product `B A`.
 """
 
+from jno.lora.extending import imported_for
+
 from .._trainer import ConjugateState
-from ._conjugate import conjugate
-from ._preconditioners import PreconditionerState, lora_fa, scale_by_riemannian
-from ._rates import lora_plus, path_labels, side_labels
-from ._subspaces import Subspaces, stay_orthogonal
+
+with imported_for("jno_lora_train.optim", "train", "optax"):
+    from ._conjugate import conjugate
+    from ._preconditioners import PreconditionerState, lora_fa, scale_by_riemannian
+    from ._rates import lora_plus, path_labels, side_labels
+    from ._subspaces import Subspaces, stay_orthogonal
 
 __all__ = [
     "ConjugateState",
