@@ -156,7 +156,7 @@ def everything(environment):
     environment.install("--no-deps", *wheels)
     environment.install("optax")
     found = environment.python(
-        "from jno.lora import in_jno, registered\n"
+        "from jno.lora import registered\n"
         "from jno_lora_train.optim import lora_plus\n"
         "from jno_lora_peft import load_peft, save_peft\n"
         "from jno_lora_arrays import report_uses, through\n"
@@ -166,7 +166,9 @@ def everything(environment):
         "from jno_lora_quantized import dequantize, quantize\n"
         "from jno_lora_train import ScannedLayers, Trainer, TrainingRun\n"
         "from jno_lora_uncertainty import Ensemble, calibrate, predict\n"
-        "from jno.lora import Comparison, UpdateReport, combine, compare, to_lora\n"
+        "from jno_lora_combine import UpdateReport, combine, to_lora\n"
+        "from jno_lora_compare import Comparison, compare\n"
+        "import jno_lora_jno\n"
         "print(*[record.distribution for record in registered() if record.status == 'loaded'])\n"
     )
     # These are called by their users, and register nothing.

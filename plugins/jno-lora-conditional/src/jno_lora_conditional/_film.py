@@ -69,7 +69,7 @@ def film_of(model: PyTree, size: int) -> dict[str, Film]:
 
 def _outputs(adapter: Any) -> tuple[jax.ShapeDtypeStruct, bool]:
     """The form of an array with one number per output, and whether the outputs have a bias."""
-    cls = MatrixAdapter.of(type(adapter))
+    cls: Any = MatrixAdapter.of(type(adapter))
 
     def rows(layer: Any) -> tuple[Array, Array | None]:
         matrices = cls.matrices(layer) or {"": cls.matrix(layer)}

@@ -154,7 +154,8 @@ def _joined(adapters: AdapterSum) -> LoRAWrapper:
             "it is a sum of adapters, which are not all low-rank products. `to_lora` makes one "
             "adapter of it, and `net.activate` with one name activates one of them"
         ) from err
-    return swap_adapters({"layer": adapters.base}, joined)["layer"]
+    adapted: dict[str, Any] = swap_adapters({"layer": adapters.base}, joined)
+    return adapted["layer"]
 
 
 def _write_layers(wrapper: LoRAWrapper, path: str, form: _Form, shared: Arrays) -> list[Written]:

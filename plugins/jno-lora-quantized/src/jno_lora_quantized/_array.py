@@ -1,5 +1,6 @@
 """The array type that replaces a quantised weight."""
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable
@@ -79,7 +80,7 @@ class QuantizedArray(CodedArray):
         return self.scheme.decode(codes, self.parts, columns, rows).astype(self.dtype)
 
     def astype(self, dtype: Any) -> "QuantizedArray":
-        return QuantizedArray(self.codes, self.parts, self.form, _floating(dtype), self.scheme)
+        return dataclasses.replace(self, dtype=_floating(dtype))
 
     def applied(self, function: Callable[[Array, Array], Array], x: Array) -> Array:
         leaves, structure = jax.tree.flatten(self)
@@ -114,7 +115,8 @@ class QuantizedArray(CodedArray):
         stack, form = weight.shape[:stack_ndim], weight.shape[stack_ndim:]
         matrices = weight.reshape(*stack, form[0], -1)
         codes, parts = _encode(matrices, scheme=scheme)
-        return cls(codes, parts, tuple(form), _floating(weight.dtype), scheme)
+        dtype = _floating(weight.dtype)
+        return cls(codes=codes, parts=parts, form=tuple(form), dtype=dtype, scheme=scheme)
 
 
 @functools.partial(jax.jit, static_argnames="scheme")

@@ -84,7 +84,8 @@ def _concatenate(eqn: Any, values: Sequence[Any]) -> Any:
         end = start + value.shape[axis]
         if isinstance(value, Virtual):
             widths = (axis, start, total - end)
-            terms += value.each(lambda view, widths=widths: view.padded(*widths)).terms
+            padded: Any = value.each(lambda view, widths=widths: view.padded(*widths))
+            terms += padded.terms
         start = end
     return Virtual(tuple(terms), eqn.outvars[0].aval.dtype)
 

@@ -51,10 +51,11 @@ def weight_of(layer: Any) -> Array:
 
 def kinds_of(adapter: Method) -> str:
     """The kind of each axis of the bare weight of an adapter's base: `s`, `o` or `i`."""
-    base = adapter.base
+    base: Any = adapter.base
     if type(base) is DeclaredArray:
         return base.axes.replace("e", "i")
-    return "s" * (len(base.weight.shape) - 2) + adapter.kind.weight_axes
+    axes: Any = adapter.kind.weight_axes
+    return "s" * (len(base.weight.shape) - 2) + axes
 
 
 def matrix_of(adapter: Method, layer: Any) -> Array:
@@ -67,7 +68,7 @@ def matrix_of(adapter: Method, layer: Any) -> Array:
 
 def matrix_shape(adapter: Method) -> tuple[int, ...]:
     """The shape of the matrix of an adapter's base, with the axes of a stack."""
-    base = adapter.base
+    base: Any = adapter.base
     if type(base) is DeclaredArray:
         return (*base.array.shape[: ArrayLayer.stack_ndim(base)], *base.linear_features())
     *stack, first, second = base.weight.shape

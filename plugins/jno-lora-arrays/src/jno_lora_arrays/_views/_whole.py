@@ -5,7 +5,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -195,7 +195,8 @@ def _precision_context(precision: lax.PrecisionLike) -> contextlib.AbstractConte
     """The context in which every product has this precision of `dot_general`."""
     if precision is None:
         return contextlib.nullcontext()
-    first, second = precision if isinstance(precision, tuple) else (precision, precision)
+    pair: Any = precision if isinstance(precision, tuple) else (precision, precision)
+    first, second = pair
     if first != second or not isinstance(first, lax.Precision):
         raise DeclinedError(f"a product with the precision {precision}")
     return jax.default_matmul_precision(first.name.lower())

@@ -85,8 +85,11 @@ class LORA(Type):
             if adapter.scale == 0 or is_dora or layout.kind == "embedding":
                 raise MisfitError("PEFT trains biases by LoRA of a scale other than 0")
             tensors[BIAS] = arrays["bias_update"] / np.float32(adapter.scale)
-        settings = {"init_lora_weights": True, "use_dora": is_dora}
-        settings["alora_invocation_tokens"] = tokens
+        settings = {
+            "init_lora_weights": True,
+            "use_dora": is_dora,
+            "alora_invocation_tokens": tokens,
+        }
         return adapter.written(tensors, settings, rank=rank)
 
     def common(self, modules: Modules) -> dict[str, Any]:
