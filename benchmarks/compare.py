@@ -5,7 +5,7 @@
 
 Writes `FOLDER/DEVICE.json` after each case, and at the end tables and plots of its records (as
 `python -m benchmarks.report` does). The folder is `benchmarks/results`, with the page
-`docs/benchmarks.md`, or `.bench/quick` for quick runs, with the page beside the results.
+`docs/evidence/benchmarks.md`, or `.bench/quick` for quick runs, with the page beside the results.
 
 With `--only`, the other cases keep their records. With `--resume`, every case with a finished
 record keeps it, and does not run. The records must come from the same machine and versions.

@@ -2,7 +2,7 @@
 
     python -m benchmarks.cost_model [--formulas]
 
-Prints the tables of `docs/cost-model.md`: the costs of each base by formula, and the ratios to
+Prints the tables of `docs/evidence/cost-model.md`: the costs of each base by formula, and the ratios to
 XLA's costs of the same blocks, compiled and never allocated. The second table takes some minutes.
 """
 

@@ -1,4 +1,4 @@
-"""Write `docs/benchmarks.md` and its plots from the results of `benchmarks.compare`.
+"""Write `docs/evidence/benchmarks.md` and its plots from the results of `benchmarks.compare`.
 
 python -m benchmarks.report [--results FOLDER] [--docs FOLDER]
 """
@@ -96,7 +96,7 @@ def main() -> None:
 
 def page_folder(results: pathlib.Path) -> pathlib.Path:
     """The folder for the page of results: the documentation, or the folder of the results."""
-    return ROOT / "docs" if results.resolve() == RESULTS else results
+    return ROOT / "docs" / "evidence" if results.resolve() == RESULTS else results
 
 
 def write_page(results: pathlib.Path, docs: pathlib.Path) -> pathlib.Path:
@@ -113,7 +113,7 @@ def write_page(results: pathlib.Path, docs: pathlib.Path) -> pathlib.Path:
     page.write_text("\n".join(sections).rstrip() + "\n")
     if (results / "cpu.json").exists():
         records = json.loads((results / "cpu.json").read_text())["cases"]
-        for method in (docs / "methods").glob("*.md"):
+        for method in (docs.parent / "methods").glob("*.md"):
             method.write_text(with_measurements(method.read_text(), records))
     return page
 
@@ -129,7 +129,7 @@ def with_measurements(text: str, records: list[dict[str, Any]]) -> str:
         )
         ratios = next((r["ratios"].get("step", {}) for r in of_method), {})
         medians = [f"{number(ratios[o]['median'])} of {SIDES[o]}" for o in MEASURED if o in ratios]
-        link = "[benchmarks](../benchmarks.md)"
+        link = "[benchmarks](../evidence/benchmarks.md)"
         text = f"Not measured yet ({link})."
         if medians:
             text = f"A training step takes {', '.join(medians)} ({link}, `Linear(1024, 1024)`)."

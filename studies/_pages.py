@@ -5,7 +5,7 @@ import re
 import textwrap
 from collections.abc import Mapping
 
-DOCS = pathlib.Path(__file__).parents[1] / "docs"
+DOCS = pathlib.Path(__file__).parents[1] / "docs" / "evidence"
 
 
 def fill(page: pathlib.Path, sections: Mapping[str, str]) -> None:

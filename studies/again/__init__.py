@@ -2,7 +2,7 @@
 
     python -m studies.again            # the four tasks: run all missing runs
     python -m studies.again.large      # the two large models
-    python -m studies.again --report   # write the section of docs/conditional-study.md
+    python -m studies.again --report   # write the section of docs/evidence/conditional-study.md
 
 The goal was set before any run: an adapter with scales and shifts (`Conditional(film=True)`) trains
 at most 5 % of the parameters, leaves the source as it is, has at most the error of the better FiLM

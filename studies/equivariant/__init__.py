@@ -2,7 +2,7 @@
 
     python -m studies.equivariant            # run all missing runs, also after an interrupted start
     python -m studies.equivariant --quick    # see that everything runs; discard the results
-    python -m studies.equivariant --report   # write docs/equivariant-study.md from the results
+    python -m studies.equivariant --report   # write docs/evidence/equivariant-study.md from the results
 
 The goal was set before the first run of the study. With LoRA on the matrix of each irrep path:
 
@@ -12,5 +12,5 @@ The goal was set before the first run of the study. With LoRA on the matrix of e
   its growth under full fine-tuning, with each number of frames;
 * at most 30 % of the parameters train.
 
-`docs/equivariant-study.md` describes the protocol and the results.
+`docs/evidence/equivariant-study.md` describes the protocol and the results.
 """

@@ -1,7 +1,7 @@
 """What survives of a full fine-tune when it becomes an adapter by `extract_lora`?
 
     python -m studies.extract            # run all missing runs, also after an interrupted start
-    python -m studies.extract --report   # write the section of docs/combining.md
+    python -m studies.extract --report   # write the section of docs/evidence/combining.md
 
 Models of the study of operators are fine-tuned whole on two of its tasks, as that study does it.
 `extract_lora` cuts the difference to the ranks 1, 4 and 16. Beside it, LoRA of the same rank trains

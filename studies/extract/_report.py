@@ -1,4 +1,4 @@
-"""The verdicts and the table of the study, for `docs/combining.md`."""
+"""The verdicts and the table of the study, for `docs/evidence/combining.md`."""
 
 import pathlib
 import statistics

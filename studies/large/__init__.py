@@ -3,7 +3,7 @@
     python -m studies.large               # run all missing runs, also after an interrupted start
     python -m studies.large.conditional   # the second part: one adapter for every viscosity
     python -m studies.large.store         # pretrain the two models, and store their weights
-    python -m studies.large --report      # write docs/large-study.md from the results
+    python -m studies.large --report      # write docs/evidence/large-study.md from the results
 
-`docs/large-study.md` describes the protocol and the results.
+`docs/evidence/large-study.md` describes the protocol and the results.
 """

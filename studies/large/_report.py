@@ -1,4 +1,4 @@
-"""Write the tables of `docs/large-study.md` from the records of the runs."""
+"""Write the tables of `docs/evidence/large-study.md` from the records of the runs."""
 
 import pathlib
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Write the tables and figures of `docs/operators.md` from the records of the runs."""
+"""Write the tables and figures of `docs/evidence/operators.md` from the records of the runs."""
 
 import pathlib
 import statistics

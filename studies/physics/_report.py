@@ -1,4 +1,4 @@
-"""Write the tables of `docs/physics.md` from the records of the runs."""
+"""Write the tables of `docs/evidence/physics.md` from the records of the runs."""
 
 import pathlib
 import textwrap

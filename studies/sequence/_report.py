@@ -1,4 +1,4 @@
-"""Write the tables of `docs/sequence-study.md` and `docs/combining.md` from the records."""
+"""Write the tables of `docs/evidence/sequence-study.md` and `docs/evidence/combining.md` from the records."""
 
 import pathlib
 import statistics

@@ -1,4 +1,4 @@
-"""Write the verdicts and the table of `docs/uncertainty.md` from the records."""
+"""Write the verdicts and the table of `docs/evidence/uncertainty.md` from the records."""
 
 import pathlib
 from collections import defaultdict

@@ -1,7 +1,7 @@
 """Do the error bars of conditional adapters hold at the pretrained value, and near it?
 
 python -m studies.uncertainty.source            # the runs that the file of results lacks
-python -m studies.uncertainty.source --report   # the table of docs/uncertainty.md
+python -m studies.uncertainty.source --report   # the table of docs/evidence/uncertainty.md
 
 At the source, all members are the pretrained model, so that their spread is zero. Two problems, a
 conditional ensemble with a fold for each value of the parameter, with and without `film`: how many

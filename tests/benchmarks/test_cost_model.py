@@ -9,7 +9,7 @@ from benchmarks._adapter_costs import TERMS
 from benchmarks.cost_model import BASES, BATCH, NAMES, Base, agreement
 from tests.pairs import ALL
 
-PAGE = pathlib.Path(__file__).parents[2] / "docs" / "cost-model.md"
+PAGE = pathlib.Path(__file__).parents[2] / "docs" / "evidence" / "cost-model.md"
 SMALL = Base(width=512, inner=1536, keys=256, heads=16, blocks=2)
 # With fewer tokens the compiler would rather move some of the activations than the weights.
 SETTINGS = {"devices": 8, "sequences": 16, "length": 128}

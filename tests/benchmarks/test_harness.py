@@ -202,7 +202,7 @@ def test_a_run_that_was_stopped_goes_on(tmp_path, monkeypatch, command_line, cap
     assert str(tmp_path) not in written and sys.executable not in written
     assert "On the CPU, all 0 targets are met." in (tmp_path / "benchmarks.md").read_text()
     # Only the full results reach the documentation.
-    assert report.page_folder(report.RESULTS).name == "docs"
+    assert report.page_folder(report.RESULTS).name == "evidence"
     monkeypatch.setattr(compare, "write_page", lambda results, docs: docs)
     assert names_after("--resume") == (["a", "c"], ["a", "b", "c"])
     assert names_after("--resume", "--only", "a") == ([], ["a", "b", "c"])
