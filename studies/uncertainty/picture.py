@@ -67,4 +67,4 @@ def draw(path: pathlib.Path) -> None:
 
 
 if __name__ == "__main__":
-    draw(DOCS / "images/uncertainty.svg")
+    draw(DOCS.parent / "images/uncertainty.svg")
