@@ -73,6 +73,25 @@ def test_a_saved_weight_of_another_shape_is_refused(refuse):
         refuse(reason, {"head": head}, {f"{PREFIX}head.weight": normal(*shape)})
 
 
+def test_layers_that_the_configuration_names_and_the_file_lacks_are_listed(linear, load, refuse):
+    model = {
+        "layers": [{"fc": linear, "out": linear, "drop": eqx.nn.Dropout()} for _ in range(2)],
+        "head": linear,
+    }
+    half = lora_tensors("layers.0.fc", 3, 4) | lora_tensors("layers.1.fc", 3, 4)
+    settings = {"target_modules": ["fc", "out", "drop"], "modules_to_save": ["head", "score"]}
+    message = refuse(r"layers\.0\.out: target_modules names it", model, half, **settings)
+    assert "layers.1.out" in message and "head: modules_to_save names it" in message
+    assert ".fc" not in message and "drop" not in message and "score" not in message
+    head = {f"{PREFIX}head.weight": normal(3, 4), f"{PREFIX}head.bias": normal(3)}
+    for targets in ({"target_modules": ["fc"]}, {"target_modules": r".*\.fc"}):
+        load(model, half | head, **settings | targets)
+    # One layer of one kind is missing, also of those that a number selects.
+    del half[f"{PREFIX}layers.1.fc.lora_A.weight"], half[f"{PREFIX}layers.1.fc.lora_B.weight"]
+    refuse(r"layers\.1\.fc: target_modules", model, half, target_modules=["fc"])
+    load(model, half, target_modules=["fc"], layers_to_transform=[0], layers_pattern="layers")
+
+
 def test_numbers_that_are_not_finite_are_loaded_with_a_warning(linear, load):
     tensors = lora_tensors("fc", 3, 4)
     tensors[f"{PREFIX}fc.lora_B.weight"][1, 0] = np.nan

@@ -4,14 +4,17 @@ PEFT writes the tensors of a tied head and of its embedding separately. If the m
 for both, the head needs no layer.
 """
 
+import contextlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import equinox as eqx
+import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from jno.lora import PeftFormatError
+from jno.lora import LoRAWrapper, PeftFormatError
 from jno.lora.extending import bullets, modules_by_path, nearest, show_path
 
 from .arrays import Place
@@ -19,11 +22,17 @@ from .config import Config
 from .errors import MisfitError, Problems
 from .experts import Size, sizes_of, split_experts
 from .files import Tensors
+from .layouts import layout_of, stack_of
 from .names import HEAD, Rename, dotted_path, is_embedding
 from .ties import Ties
 
 # One layer of a stack: `layers/q_proj[3]`, or `[1,3]` of a stack along two axes.
 _SLICE = re.compile(r"(.*)\[(\d+(?:,\d+)*)\]")
+_NO_TENSORS = "but the file has no tensors of it"
+_INCOMPLETE = (
+    "The file is incomplete, or of another model. If PEFT's model has no such layer, take the name "
+    "out of adapter_config.json"
+)
 # How many missing names get hints, and how many names a message lists.
 _HINTS = 8
 _SHOWN = 12
@@ -86,12 +95,42 @@ class Placement:
         self._paths, self._rename = Paths(model), rename
         if not self._paths.modules:
             raise PeftFormatError("The model holds no Equinox modules to adapt.")
+        in_file = {*tensors.modules}
         tensors, self.untargeted = split_experts(config, tensors, self._size)
         tensors = tensors.without(self._served_heads(tensors))
         heads = self._heads_of_tables(tensors)
         self.tables = dict(heads.values())
         self.tensors = tensors.without(heads)
         self.places = self._find_places()
+        if rename is None:  # else, the layers that are missing in the file have no known names
+            self.problems += self._missing_in_file(in_file)
+
+    def _missing_in_file(self, in_file: set[str]) -> list[str]:
+        """A line for each layer that the configuration names and the file has no tensors of.
+
+        PEFT warns, and runs these layers without an adapter. A name of `modules_to_save` that the
+        model lacks is fine: PEFT itself writes `["classifier", "score"]`.
+        """
+        lines: list[str] = []
+        for path, layer in self._paths.modules.items():
+            name = path.replace("/", ".")
+            if any(module == name or module.startswith(f"{name}.") for module in in_file):
+                continue
+            if self.config.saves(name) and any(map(eqx.is_array, jax.tree.leaves(layer))):
+                lines.append(f"{show_path(name)}: modules_to_save names it, {_NO_TENSORS}")
+            elif self._is_adapted(name, layer):
+                lines.append(f"{show_path(name)}: target_modules names it, {_NO_TENSORS}")
+        return lines + [_INCOMPLETE] * bool(lines)
+
+    def _is_adapted(self, name: str, layer: Any) -> bool:
+        """Whether PEFT would surely adapt a layer with this name."""
+        targets, layout = self.config.settings.get("target_modules"), layout_of(layer)
+        if targets in (None, "all-linear") or layout is None or isinstance(layer, LoRAWrapper):
+            return False
+        with contextlib.suppress(MisfitError):
+            layout.check_kind(self.config.type.layers)
+            return self.config.is_target(name) and not stack_of(layer)
+        return False
 
     def _place(self, module: str) -> Place | None:
         name, _, expert = module.partition("[")
