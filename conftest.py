@@ -92,6 +92,7 @@ if not os.environ.get("JNO_LORA_TEST_UNCHECKED"):
 import jax
 import pytest
 from jax._src.interpreters import mlir
+from tests.costs import Compilations, Costs
 from tests.parts import Parts
 
 pytest.register_assert_rewrite("zoo_cases", "attention_cases", "foundax_cases", "peft_cases")
@@ -124,6 +125,10 @@ def pytest_configure(config: pytest.Config):
     """Prints how long the parts of the suite took, where the results are printed."""
     if not hasattr(config, "workerinput"):
         config.pluginmanager.register(Parts(config.pluginmanager.get_plugin("terminalreporter")))
+    if os.environ.get("JNO_LORA_TEST_COSTS"):
+        config.pluginmanager.register(Compilations())
+        if not hasattr(config, "workerinput"):
+            config.pluginmanager.register(Costs())
 
 
 def pytest_collection_finish():
