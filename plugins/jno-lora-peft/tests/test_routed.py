@@ -49,7 +49,7 @@ def assert_written(written, tensors, **settings):
 
 
 def test_alora_acts_from_the_last_invocation_on(load, save, unsaved):
-    model = load(PLAIN, LORA, alora_invocation_tokens=[7, 3], use_rslora=True)
+    model = load(PLAIN, LORA, alora_invocation_tokens=[7, 3], use_rslora=True, target_modules=["q"])
     A, B = LORA.values()
     invoked = with_invocation(model, jnp.asarray([7, 3, 7, 3, 1]), axis="tokens")
     expected = 3 / np.sqrt(R) * X @ A.T @ B.T
@@ -67,7 +67,7 @@ def test_poly_mixes_the_skills_of_a_task(load, save):
     shapes = {"poly_lora_A": (2, 3, IN // 2, R), "poly_lora_B": (2, 3, R, OUT // 2)}
     tensors = tensors_of("q", **shapes, poly_router__module_logits=(4, 6))
     settings = {"peft_type": "POLY", "n_tasks": 4, "n_skills": 3, "n_splits": 2}
-    model = load(PLAIN, tensors, **settings)
+    model = load(PLAIN, tensors, target_modules=["q"], **settings)
     A, B, logits = tensors.values()
     w = 1 / (1 + np.exp(-logits[2].reshape(2, 3)))
     w /= w.sum(-1, keepdims=True)

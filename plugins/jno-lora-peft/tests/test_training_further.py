@@ -76,7 +76,7 @@ def loss(model, batch):
 
 
 def test_a_loaded_model_that_is_frozen_is_not_trained_in_vain(load):
-    net = Net(load(MODEL, TENSORS)).freeze()
+    net = Net(load(MODEL, TENSORS, target_modules=["fc"])).freeze()
     with pytest.warns(JnoLoraWarning, match="No array of the adapters trains"):
         parts = net.partition()
     trainer, batches = Trainer(loss, optax.sgd(0.1)), [jnp.asarray(normal(8, 4))] * 3
@@ -92,7 +92,11 @@ def test_a_loaded_model_that_is_frozen_is_not_trained_in_vain(load):
 
 
 def test_a_sum_without_trained_sets_has_nothing_to_train(load):
-    net = Net(load(MODEL, TENSORS)).add_adapter("file").activate("file", weights={"file": 0.5})
+    net = (
+        Net(load(MODEL, TENSORS, target_modules=["fc"]))
+        .add_adapter("file")
+        .activate("file", weights={"file": 0.5})
+    )
     net.freeze().partition()  # no warning: nobody asked to train it
     with pytest.raises(SelectionError, match="no adapters that can train"):
         net.train_adapters()
@@ -120,7 +124,7 @@ def test_dropout_is_read_switched_off_trained_with_and_written_again(variant, lo
 
 
 def test_embeddings_have_no_dropout_in_peft(load, save):
-    model = load(MODEL, TENSORS | EMBED, tied=False, **DROPOUT)
+    model = load(MODEL, TENSORS | EMBED, tied=False, target_modules=["fc", "embed"], **DROPOUT)
     assert {path: x and x.p for path, x in dropouts(model).items()} == {"embed": None, "fc": 0.25}
     assert eqx.nn.inference_mode(model, value=False)["embed"](jnp.asarray(1)).shape == (4,)
     assert save(model, tied=False)[0]["lora_dropout"] == 0.25
