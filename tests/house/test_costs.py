@@ -4,7 +4,6 @@ from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
-
 from tests.costs import Compilations, Costs
 
 
