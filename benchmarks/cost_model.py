@@ -2,8 +2,8 @@
 
     python -m benchmarks.cost_model [--formulas]
 
-Prints the tables of `docs/evidence/cost-model.md`: the costs of each base by formula, and the ratios to
-XLA's costs of the same blocks, compiled and never allocated. The second table takes some minutes.
+Prints the tables of `docs/evidence/cost-model.md`: the costs of each base by formula, and their
+ratios to XLA's costs of the blocks, compiled and never allocated. The second table takes some minutes.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""The goal of the study again, cell by cell, and its part of `docs/evidence/conditional-study.md`."""
+"""The goal of the study again, by cell, and its part of `docs/evidence/conditional-study.md`."""
 
 import math
 import pathlib

@@ -2,7 +2,7 @@
 
     python -m studies.equivariant            # run all missing runs, also after an interrupted start
     python -m studies.equivariant --quick    # see that everything runs; discard the results
-    python -m studies.equivariant --report   # write docs/evidence/equivariant-study.md from the results
+    python -m studies.equivariant --report   # write docs/evidence/equivariant-study.md
 
 The goal was set before the first run of the study. With LoRA on the matrix of each irrep path:
 

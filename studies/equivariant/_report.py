@@ -1,4 +1,4 @@
-"""Write the tables and the figure of `docs/evidence/equivariant-study.md` from the records of the runs."""
+"""Write the tables and the figure of `docs/evidence/equivariant-study.md` from the records."""
 
 import pathlib
 

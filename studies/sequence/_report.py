@@ -1,4 +1,4 @@
-"""Write the tables of `docs/evidence/sequence-study.md` and `docs/evidence/combining.md` from the records."""
+"""Write tables of `sequence-study.md` and `combining.md` in `docs/evidence` from the records."""
 
 import pathlib
 import statistics

@@ -2,7 +2,7 @@
 
     python -m studies.uncertainty.fits
 
-Writes a table of docs/evidence/uncertainty.md: fits of one simulation each, by four adapters trained on four
+A table for docs/evidence/uncertainty.md: fits of one simulation each, by adapters trained on four
 values of the parameter, at true values inside and outside. `before` flags a fitted value beyond the
 training values, and nothing else.
 """
