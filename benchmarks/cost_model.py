@@ -3,7 +3,7 @@
     python -m benchmarks.cost_model [--formulas]
 
 Prints the tables of `docs/evidence/cost-model.md`: the costs of each base by formula, and their
-ratios to XLA's costs of the blocks, compiled and never allocated. The second table takes some minutes.
+ratios to XLA's costs of the blocks, compiled and never allocated. The second table takes minutes.
 """
 
 import argparse
