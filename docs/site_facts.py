@@ -116,7 +116,8 @@ def numbers(docs: str) -> Iterator[tuple[str, str, str]]:
     ]
     of_methods = collections.Counter(cls.__bases__[0] for cls in classes)
     kinds = min(of_methods[method] for method in METHODS)
-    types = re.findall(r"^\| `\w+` \| (yes|no) \|", (ROOT / "docs/peft.md").read_text(), re.M)
+    table_of_types = (ROOT / "docs/peft-types.md").read_text()
+    types = re.findall(r"^\| `\w+` \| (yes|no) \|", table_of_types, re.M)
     have = f"**{len(METHODS)} methods x {kinds} kinds of layer**"
     theirs = len(chosen["linear"])
     reads = f"{types.count('yes')} of PEFT's {len(types)} types load"

@@ -62,7 +62,7 @@ def load_peft(
 
     If the zoo has a method for the type, the adapters become this method's, in at least float32.
     Other types that update the weight become LoRA with the same update and a sufficient rank. The
-    page "Coming from PEFT" lists them. The outputs equal PEFT's. An adapter without an exact
+    page "PEFT's types" lists them. The outputs equal PEFT's. An adapter without an exact
     equivalent here is an error.
 
     Arrays of fused experts (`target_parameters`) are declared arrays here (`jno_lora_arrays`), or

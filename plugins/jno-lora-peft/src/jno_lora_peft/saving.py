@@ -37,7 +37,7 @@ def save_peft(
     A method that PEFT also has is written as PEFT's type. Any other method is written as LoRA with
     the same update if the update is a product of two low-rank factors (with twice the rank for
     methods such as PiSSA, which change the weight at the start). So is a mix of LoRA and rsLoRA.
-    The page "Coming from PEFT" lists them. The adapted layers are not written, because PEFT puts
+    The page "PEFT's types" lists them. The adapted layers are not written, because PEFT puts
     the adapters around its own layers.
 
     Trained arrays outside the adapters are written as PEFT's `modules_to_save`: arrays that a `Net`

@@ -1,4 +1,4 @@
-"""The table of PEFT's types in docs/peft.md, from what the package knows of them.
+"""The table of PEFT's types in docs/peft-types.md, from what the package knows of them.
 
 python -m peft_cases.listing            # from plugins/jno-lora-peft/tests: is the page up to date?
 python -m peft_cases.listing --write    # writes it
@@ -11,7 +11,7 @@ from pathlib import Path
 from jno_lora_peft.config import REASONS
 from jno_lora_peft.types import TYPES
 
-PAGE = Path(__file__).parents[4] / "docs/peft.md"
+PAGE = Path(__file__).parents[4] / "docs/peft-types.md"
 _WRITTEN = {
     "BEFT": "while it is as it was loaded",
     "TRAINABLE_TOKENS": "while it is as it was loaded",

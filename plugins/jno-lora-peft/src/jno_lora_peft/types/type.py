@@ -187,7 +187,7 @@ class Setting(NamedTuple):
 class Type:
     """One type of adapter. Its class has the name that PEFT calls `peft_type`.
 
-    The class's docstring describes the equivalent here, for docs/peft.md.
+    The class's docstring describes the equivalent here, for docs/peft-types.md.
 
     - `tensors`, `shared`: regular expressions for tensors of one module, and for tensors of all.
     - `methods`: the variants that are written as this type, if not the variant of the same name.
