@@ -87,7 +87,8 @@ def check_conditional(case: WrapperCase) -> None:
     conditional, base = _imported("jno-lora-conditional"), _plain(case)
     skip_unless(not statistics_of(case.wrapper), "the adapter needs statistics")
     arrays = jax.tree.leaves(eqx.filter(case.make(), eqx.is_array))
-    skip_unless(not any(map(jnp.iscomplexobj, arrays)), "the adapter is complex, and files hold no complex128")
+    is_complex = any(map(jnp.iscomplexobj, arrays))
+    skip_unless(not is_complex, "the adapter is complex, and files hold no complex128")
     skip_unless(_is_double(case), "the layer computes in single precision")
     check = importlib.import_module(f"{conditional.__name__}.testing").check_conditional
     given = {"rank": case.rank, "options": case.options, "call": case.call, "rounding": 1e-6}
