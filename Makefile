@@ -22,7 +22,7 @@ BENCH_JAX := $(if $(filter gpu,$(DEVICE)),jax[cuda12],jax)>=0.10.1,<0.11
 BENCH_PLUGINS := $(foreach plugin,combine conditional foundax train zoo,plugins/jno-lora-$(plugin))
 BENCH_SIDES := $(foreach side,ours jno peft,.bench/$(side)/.ready-$(DEVICE))
 
-.PHONY: demo test test-all test-costs test-models test-frameworks test-peft test-stacks test-jno test-matrix coverage mutation bench bench-levanter bench-physicsnemo lint typecheck docs dist pictures clean
+.PHONY: demo test test-all test-costs test-models test-frameworks test-peft test-stacks test-jno test-matrix coverage mutation update bench bench-levanter bench-physicsnemo lint typecheck docs dist pictures clean
 
 demo: $(VENV)/.ready
 	$(BIN)/jno-lora demo
@@ -205,6 +205,14 @@ mutation: $(VENV)/.ready-coverage
 $(VENV)/.ready-coverage: $(VENV)/.ready
 	$(BIN)/python -m pip install --quiet -e ".[coverage]"
 	touch $@
+
+# Everything that is derived from the sources: stubs, lists, pages, counts, the public interface.
+update: $(VENV)/.ready
+	$(BIN)/python tests/zoo/listings.py --write
+	cd plugins/jno-lora-peft/tests && $(CURDIR)/$(BIN)/python -m peft_cases.listing --write
+	$(BIN)/python docs/site_facts.py
+	$(BIN)/python -m docs.directory
+	$(BIN)/python tests/api/snapshot.py --write
 
 lint: $(VENV)/.ready-lint
 	$(BIN)/ruff check .
