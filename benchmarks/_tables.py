@@ -164,11 +164,11 @@ GROUPS = {
     "gauss-newton": Group(
         "Steps of second order",
         "Ten damped Gauss-Newton steps: `optimistix.LevenbergMarquardt`, with [the Jacobian that "
-        "costs one gradient](physics.md#the-solver-levenberg-marquardt-of-optimistix). Each is a "
+        "costs one gradient](../physics.md#train-one-adapter-for-a-range-of-values). Each is a "
         "step that the solver tries, with a separate Jacobian and linear system, whether the "
         "step is accepted or not. The network of two hidden layers of 20 learns Poisson's equation "
         "with a peak that moves, from 600 points, in double precision. Equation and sizes are "
-        "[the study's](physics.md#measured), but the network starts from random values, not from a "
+        "[the study's](physics.md#results), but the network starts from random values, not from a "
         "trained base. *Full fine-tuning* tries as many steps with all parameters; for a range of "
         "values, its network has the parameter as an input. *Adam* is ten steps of Adam on the "
         "arrays of our side.",
