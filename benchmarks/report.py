@@ -65,7 +65,7 @@ minute on one machine.
   for CPUs, the median of our step over PEFT's was 0.64.
 * A target is what a one-page version of the method measured, or a goal that seemed worth reaching.
 * All models that train have real arrays, so no gradient is
-  [conjugated](training.md#complex-arrays).
+  [conjugated](../training.md#complex-arrays).
 * *save* and *load* handle the adapters alone (`save_adapters`, `load_adapters`). Full fine-tuning
   saves the whole model, with Equinox's functions.
 
