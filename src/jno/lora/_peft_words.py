@@ -45,7 +45,7 @@ def explain_unknown(head: str, unknown: Iterable[Any], arguments: Iterable[str])
         elif near := nearest(str(name), names, n=1):
             lines.append(f"  - {name}: did you mean {near[0]!r}?")
     there_are = ", ".join(names) or "none"
-    return "\n".join([*lines, f"There are {there_are}. docs/peft.md has PEFT's words."])
+    return "\n".join([*lines, f"There are {there_are}. docs/peft.md translates PEFT's names."])
 
 
 def knows_words_of_peft(function: F) -> F:

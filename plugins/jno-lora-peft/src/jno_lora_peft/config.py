@@ -13,16 +13,16 @@ from .types import TYPES
 from .types.lora import refused_start
 from .types.type import Setting, Type
 
-_ROWS = "it gives the model further tokens, which can be rows of its embedding (see Prompts)"
+_ROWS = "it adds virtual tokens, which can become rows of the embedding (see Prompts)"
 REASONS = {
     **dict.fromkeys(["PROMPT_TUNING", "P_TUNING", "CPT", "MULTITASK_PROMPT_TUNING"], _ROWS),
-    "PREFIX_TUNING": "it gives attention further keys and values, and changes no layer",
-    "CARTRIDGE": "it gives attention further keys and values, and changes no layer",
-    "ADAPTION_PROMPT": "it gives attention further tokens behind a gate, and changes no layer",
-    "XLORA": "its classifier is not whole in the file; its LoRAs have directories, which load",
+    "PREFIX_TUNING": "it adds keys and values to attention, and changes no layer",
+    "CARTRIDGE": "it adds keys and values to attention, and changes no layer",
+    "ADAPTION_PROMPT": "it adds gated tokens to attention, and changes no layer",
+    "XLORA": "the file lacks part of its classifier; its LoRAs load from their own directories",
     "SHADOW": "it runs a small network beside the model",
-    "ADAMSS": "which rows of the weight form a group is not in the file",
-    "PSOFT": "it turns singular vectors, whose signs are not in the file, into each other",
+    "ADAMSS": "the file does not say which rows of the weight form a group",
+    "PSOFT": "it rotates singular vectors, whose signs are not in the file",
 }
 
 # Settings that make an adapter compute something that no adapter here supports.
@@ -55,11 +55,11 @@ class Config:
         """Check a configuration. Settings that its type lacks only warn, as in PEFT."""
         peft_type = str(settings.get("peft_type"))
         if peft_type not in TYPES:
-            reason = REASONS.get(peft_type, "no adapter of jno.lora computes the same")
+            reason = REASONS.get(peft_type, "no adapter of jno.lora computes the same outputs")
             raise PeftFormatError(
                 f"An adapter of PEFT's type {peft_type!r} has no exact equivalent here: {reason}. "
                 "If PEFT can, merge it there (`model.merge_and_unload()`) and take over the merged "
-                "weights, or approximate it by LoRA (`peft.save_as_lora`) and load that LoRA.\n"
+                "weights, or approximate it by LoRA (`peft.save_as_lora`) and load the result.\n"
                 f"The types with an equivalent are {', '.join(TYPES)}."
             )
         if problems := _refused_settings(settings):
@@ -69,8 +69,8 @@ class Config:
         if unknown := sorted(settings.keys() - known_settings(peft_type)):
             warn(
                 f"adapter_config.json sets {', '.join(map(repr, unknown))}, which PEFT 0.21 does "
-                f"not have for {peft_type}, and which is left out: it may come from a newer PEFT, "
-                "or be misspelt."
+                f"not have for {peft_type}. They are ignored. The file may come from a newer "
+                "PEFT, or the names may be misspelt."
             )
         return cls(settings)
 

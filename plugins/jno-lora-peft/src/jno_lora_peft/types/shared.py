@@ -114,7 +114,7 @@ class RANDLORA(Type):
 
 # UniLoRA: factors whose entries are taken from one vector for all layers.
 class UNILORA(Type):
-    """LoRA, its factors put together from the shared vector."""
+    """LoRA, with factors assembled from the shared vector."""
 
     tensors = "unilora_(?:indices|scales)_[AB]"
     layers = None
