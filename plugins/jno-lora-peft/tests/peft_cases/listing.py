@@ -13,15 +13,15 @@ from jno_lora_peft.types import TYPES
 
 PAGE = Path(__file__).parents[4] / "docs/peft-types.md"
 _WRITTEN = {
-    "BEFT": "while it is as it was loaded",
-    "TRAINABLE_TOKENS": "while it is as it was loaded",
-    "LN_TUNING": "while it is as it was loaded",
+    "BEFT": "if unchanged since loading",
+    "TRAINABLE_TOKENS": "if unchanged since loading",
+    "LN_TUNING": "if unchanged since loading",
 }
 
 
 def table() -> str:
     """A row for each type: whether it is read and written, and how it is held, or why not."""
-    rows = ["| type | read | written | held as, or why not |", "|---|---|---|---|"]
+    rows = ["| type | read | written | here, or why not |", "|---|---|---|---|"]
     for name, kind in sorted(TYPES.items()):
         written = _WRITTEN.get(name, "yes" if kind.variants else "as LoRA")
         held = " ".join(str(type(kind).__doc__).split()).removesuffix(".")

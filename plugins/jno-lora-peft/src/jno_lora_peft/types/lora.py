@@ -17,7 +17,7 @@ ACTIVATED = "activated-lora"
 
 
 class LORA(Type):
-    """LoRA, rsLoRA, DoRA or aLoRA; PiSSA or OLoRA if that is its start."""
+    """LoRA, rsLoRA, DoRA or aLoRA; PiSSA or OLoRA if initialised so."""
 
     tensors = (
         r"lora_[AB]\.weight|lora_B\.bias|lora_embedding_[AB]"
@@ -119,7 +119,7 @@ def _activated(m: Module, arrays: dict[str, np.ndarray], scale: float) -> Conver
 
 # AdaLoRA: `s B diag(E) A`. Components that AdaLoRA pruned are not in the file.
 class ADALORA(Type):
-    """AdaLoRA, with the components that are left."""
+    """AdaLoRA, with the remaining components."""
 
     tensors = "lora_[ABE]"
     rank = Setting("init_r", 12)

@@ -43,7 +43,7 @@ class SHIRA(Type):
 
 # Super-Tuning: trained values at the largest entries of the weight, maybe with a LoRA.
 class SUPERTUNING(Type):
-    """Super-Tuning; LoRA if it has a LoRA beside it."""
+    """Super-Tuning; LoRA if combined with one."""
 
     tensors = r"supertuning_(?:values|indices|lora_[AB]\.weight)"
     settings = "r lora_alpha lora_dropout sparsity select_top save_precomputed_indices"
@@ -105,7 +105,7 @@ def _largest_entries(m: Module, count: int) -> np.ndarray:
 
 # FourierFT: coefficients of a Fourier transform, at positions that a seed gives.
 class FOURIERFT(Type):
-    """FourierFT, at the positions that its seed gives."""
+    """FourierFT, at the positions drawn from its seed."""
 
     tensors = "fourierft_spectrum"
     rank = Setting("n_frequency", 1000, "n_frequency_pattern", by_name=True)
@@ -126,7 +126,7 @@ _FAMILIES = {f"db{n}": n for n in range(1, 11)}
 
 
 class WAVEFT(Type):
-    """WaveFT, at the positions that its seed gives."""
+    """WaveFT, at the positions drawn from its seed."""
 
     tensors = "waveft_spectrum"
     rank = Setting("n_frequency", 2592, "n_frequency_pattern")

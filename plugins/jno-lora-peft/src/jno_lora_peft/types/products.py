@@ -60,7 +60,7 @@ def _loha_as_lora(m: Module) -> Converted:
 
 # LoKr: a Kronecker product.
 class LOKR(Type):
-    """LoKr if the settings make square first factors, and both whole; else LoRA."""
+    """LoKr if the first factors are square and both are full; otherwise LoRA."""
 
     tensors = "lokr_(?:w1|w1_a|w1_b|w2|w2_a|w2_b|t2)"
     layers = None
@@ -308,7 +308,7 @@ class C3A(Type):
 
 # GLoRA: `W + W A + B` and `b + b D + E + W C`; each of `A` to `E` has one of four forms.
 class GLORA(Type):
-    """LoRA of the layer's rank, and the bias changed."""
+    """LoRA of the layer's rank; also replaces the bias."""
 
     tensors = r"glora_[A-E]\.(?:Xd|Xu|X|zeros)"
     layers = None

@@ -119,7 +119,7 @@ class HRA(Type):
 
 # RoAd: rotations of pairs of outputs that are half a group apart, including the bias.
 class ROAD(Type):
-    """RoAd, the bias with it."""
+    """RoAd, bias included."""
 
     tensors = "road_(?:theta|alpha)"
     settings = "variant group_size"

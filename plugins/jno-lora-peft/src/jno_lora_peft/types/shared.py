@@ -17,7 +17,7 @@ from .type import Adapter, Converted, Module, Modules, Setting, Tensors, Type, W
 
 # VeRA: `diag(b) B diag(d) A`, with matrices that all layers share.
 class VERA(Type):
-    """VeRA with the shared matrices of the file (`vera-shared`)."""
+    """VeRA with the shared matrices from the file (`vera-shared`)."""
 
     tensors = "vera_lambda_[bd]"
     methods = ("vera-shared",)
@@ -64,7 +64,7 @@ class PVERA(Type):
 
 # RandLoRA: random bases that all layers share, scaled by two trained matrices.
 class RANDLORA(Type):
-    """RandLoRA, with the bases of the file."""
+    """RandLoRA, with the bases from the file."""
 
     tensors = "randlora_(?:lambda|gamma|A|B)"
     rank = Setting("r", 32)
@@ -235,7 +235,7 @@ def _category(module: str) -> str:
 
 # TinyLoRA: a trained vector around matrices of the file, whose seed identifies the vector.
 class TINYLORA(Type):
-    """TinyLoRA, each layer with a vector of its own."""
+    """TinyLoRA, with a separate vector per layer."""
 
     tensors = "tinylora_[ABP]"
     rank = Setting("r", 2)

@@ -71,7 +71,7 @@ def _shape(layout: Layout, on_inputs: bool) -> Shape:
 
 # BEFT: a vector added to the layer's bias.
 class BEFT(Type):
-    """the layer's bias changed."""
+    """replaces the layer's bias."""
 
     tensors = "beft_bias"
     layers = None
@@ -83,11 +83,11 @@ class BEFT(Type):
 
 # LN tuning: whole modules, such as norms.
 class LN_TUNING(Type):
-    """the arrays replaced."""
+    """replaces the arrays."""
 
 
 # Trainable tokens: rows of an embedding.
 class TRAINABLE_TOKENS(Type):
-    """the rows of the embedding replaced."""
+    """replaces rows of the embedding."""
 
     settings = "token_indices"
