@@ -55,7 +55,7 @@ test-models: .venv-models/.ready
 # Models of Flax and Haiku, whose parameters are bare arrays.
 test-frameworks: .venv-frameworks/.ready
 	JNO_LORA_TEST_FRAMEWORKS=1 .venv-frameworks/bin/pytest tests/frameworks \
-		--frameworks-report docs/flax-and-haiku.md
+		--frameworks-report docs/evidence/flax-and-haiku.md
 
 .venv-frameworks/.ready: pyproject.toml $(wildcard plugins/*/pyproject.toml)
 	test -x .venv-frameworks/bin/python || $(PYTHON) -m venv .venv-frameworks

@@ -1,6 +1,6 @@
 """Declared arrays beside layers and beside merging: a step's flops, memory, tracing and compiling.
 
-    python -m benchmarks.arrays [--quick] [--write docs/flax-and-haiku.md]
+    python -m benchmarks.arrays [--quick] [--write docs/evidence/flax-and-haiku.md]
 
 Two models, each as Equinox layers and as a dict of arrays, as Flax keeps them: an **MLP** of six
 matrices, and an **attention** block with kernels `(in, heads, size)`. A step is the gradient by the

@@ -1,6 +1,6 @@
 """The fraction of real models that `infer` and `declare_raw` reach, from shapes alone.
 
-    .venv-models/bin/python -m benchmarks.arrays_reached [--write docs/flax-and-haiku.md]
+    .venv-models/bin/python -m benchmarks.arrays_reached [--write docs/evidence/flax-and-haiku.md]
 
 It runs in the environment of `make test-models`. The sizes are the defaults of each package, except
 for a Fourier neural operator, which has no defaults. No array is allocated.
