@@ -1,7 +1,8 @@
 """Counts the manual: words, pages, and pages that are too long.
 
-`python docs/counts.py` prints the counts; with `--check` it fails above the limits. The manual is `docs/*.md` and
-`docs/examples/*.md`, without the pages of methods, the evidence and the reference.
+`python docs/counts.py` prints the counts; with `--check` it fails above the limits. The manual
+is `docs/*.md` and `docs/examples/*.md`, without the pages of methods, the evidence and the
+reference.
 """
 
 import sys
@@ -25,24 +26,21 @@ def failures(words: dict[str, int]) -> list[str]:
     """A line for each limit that the manual exceeds."""
     found = []
     if (total := sum(words.values())) > WORDS:
-        found.append(
-            f"the manual has {total:,} words, at most {WORDS:,} are allowed: move measurements to docs/evidence"
-        )
+        found.append(f"the manual: {total:,} words, limit {WORDS:,}: move measurements to evidence")
     if len(words) > PAGES:
-        found.append(f"the manual has {len(words)} pages, at most {PAGES} are allowed: merge pages")
+        found.append(f"the manual: {len(words)} pages, limit {PAGES}: merge pages")
     return found + [
-        f"docs/{page} has {number:,} words, at most {WORDS_OF_A_PAGE:,} are allowed: shorten or split it"
+        f"docs/{page}: {number:,} words, limit {WORDS_OF_A_PAGE:,}: shorten or split it"
         for page, number in words.items()
         if number > WORDS_OF_A_PAGE
     ]
 
 
 def main() -> int:
+    """Prints the counts and what exceeds a limit; with `--check`, 1 if anything does."""
     words = count()
-    long = sum(number > WORDS_OF_A_PAGE for number in words.values())
-    print(
-        f"{sum(words.values()):,} words, {len(words)} pages, {long} pages above {WORDS_OF_A_PAGE:,} words"
-    )
+    total, long = sum(words.values()), sum(n > WORDS_OF_A_PAGE for n in words.values())
+    print(f"{total:,} words, {len(words)} pages, {long} pages above {WORDS_OF_A_PAGE:,} words")
     found = failures(words)
     print(*found, sep="\n")
     return 1 if found and "--check" in sys.argv[1:] else 0
