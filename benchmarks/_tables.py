@@ -129,7 +129,7 @@ GROUPS = {
     ),
     "conditional": Group(
         "Conditional adapters",
-        "A training step of an adapter that is a [function of a parameter](../conditional.md), with a "
+        "A step of an adapter that is a [function of a parameter](../conditional.md), with a "
         "value of the parameter for the whole batch, or for each example. A *plain adapter* has "
         "the same rank, and does not depend on the parameter; floor and full fine-tuning are steps "
         "of the plain model. *Copies* means that each example has copies of the fields that move. "
