@@ -52,7 +52,10 @@ def main(names: list[str]) -> None:
     makers = {
         "index": lambda: run_page(DOCS / "index.md"),
         "getting-started": lambda: run_page(DOCS / "getting-started.md"),
-        "conditional": lambda: run_page(DOCS / "conditional.md"),
+        "conditional": lambda: [
+            run_page(DOCS / "conditional.md"),
+            run_page(DOCS / "evidence" / "conditional.md"),
+        ],
         "inspecting": lambda: run_page(DOCS / "inspecting.md"),
         "equivariant": lambda: run_page(DOCS / "equivariant.md"),
         "keeping": lambda: run_page(DOCS / "keeping.md"),
@@ -159,7 +162,7 @@ def run_family() -> None:
         demo = run_family(pathlib.Path(folder))
     draw(demo, IMAGES / "family.svg")
     draw_example(demo, IMAGES / "family-field.svg")
-    page = DOCS / "conditional.md"
+    page = DOCS / "evidence" / "conditional.md"
     printed = out.getvalue().partition("\nPlots:")[0]
     page.write_text(with_marked(page, "family", f"```text\n{printed.rstrip()}\n```\n"))
 
