@@ -1,7 +1,7 @@
 """Fill in facts about the project from the files that state them.
 
 `mkdocs.yml` names this file as a hook, which gives the site the version and the link to the
-repository. The table of numbers in the README and on the first page, and the list of the kit's
+repository. The table of numbers on the first page, and the list of the kit's
 checks, are written by
 
     python docs/site_facts.py
@@ -18,8 +18,8 @@ from collections.abc import Iterator
 from typing import Any
 
 ROOT = pathlib.Path(__file__).parents[1]
-# The pages with the table, and the prefix of their links to the documentation.
-NUMBERED = {"README.md": "docs/", "docs/index.md": ""}
+# The page with the table, and the prefix of its links to the documentation.
+NUMBERED = {"docs/index.md": ""}
 CHECKS_PAGE = "docs/checks.md"
 _LEVELS = ("required", "advice")
 
