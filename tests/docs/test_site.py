@@ -36,7 +36,7 @@ def test_the_reference_has_each_helper_once_and_shows_plugins_instead_of_their_d
     assert sorted(names) == sorted(extending.__all__)
 
 
-@pytest.mark.parametrize("page", ["docs/index.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/index.md"])
 def test_the_table_of_numbers_is_that_of_the_stored_results(site_facts, page):
     # If not: `python docs/site_facts.py`.
     assert site_facts.with_numbers(page) == (DOCS.parent / page).read_text()
