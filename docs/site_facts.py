@@ -55,9 +55,9 @@ def _sentences(table: str) -> str:
     assert found is not None, f"the table of numbers has another form:\n{table}"
     jno, peft, methods, kinds, types, models = found.groups()
     return (
-        f"On a CPU, a training step of linear layers takes {jno} times as long as jNO's, and {peft} "
-        f"times as long as PEFT's\n([every case](docs/evidence/benchmarks.md)). {methods} methods "
-        f"adapt {kinds} kinds of layer. {types} load, and [{models}](docs/models.md)\n"
+        f"On a CPU, a training step of linear layers takes {jno} times as long as jNO's, and "
+        f"{peft} times as long as PEFT's\n([every case](docs/evidence/benchmarks.md)). {methods} "
+        f"methods adapt {kinds} kinds of layer. {types} load, and [{models}](docs/models.md)\n"
         "models of other projects pass every check."
     )
 

@@ -104,8 +104,9 @@ def load_peft(
     `eqx.nn.inference_mode(model, value=False)`. Dropout that an adapter lacks (DoRA), and tensors
     with NaN or infinity, cause a `JnoLoraWarning`.
 
-    **Raises:** `PeftFormatError` for files that are damaged, have no exact equivalent here, or do
-    not fit the model (everything at once), or a repository that cannot be read; `SelectionError`
+    **Raises:** `PeftFormatError` for files that are damaged, have no exact equivalent here, do not
+    fit the model, or (without `rename`) lack tensors of a layer that the configuration names
+    (everything at once), or a repository that cannot be read; `SelectionError`
     for a bad `rename`, a `Net`, two places with the same path, an adapter that cannot be built, or
     a `revision` with a directory; `PluginError` if a plugin is missing; `MissingLibraryError` for a
     repository without `huggingface_hub`.

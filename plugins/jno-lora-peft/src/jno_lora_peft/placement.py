@@ -5,6 +5,7 @@ for both, the head needs no layer.
 """
 
 import contextlib
+import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -112,9 +113,12 @@ class Placement:
         model lacks is fine: PEFT itself writes `["classifier", "score"]`.
         """
         lines: list[str] = []
+        # The modules of the file, and the modules that hold them.
+        parts = (module.split(".") for module in in_file)
+        present = {name for x in parts for name in itertools.accumulate(x, "{}.{}".format)}
         for path, layer in self._paths.modules.items():
             name = path.replace("/", ".")
-            if any(module == name or module.startswith(f"{name}.") for module in in_file):
+            if name in present:
                 continue
             if self.config.saves(name) and any(map(eqx.is_array, jax.tree.leaves(layer))):
                 lines.append(f"{show_path(name)}: modules_to_save names it, {_NO_TENSORS}")
