@@ -1,7 +1,8 @@
 """Counts the programs that each test file compiles, for `make test-costs`.
 
 JAX reports each program, also one that is read from the cache on disk. The seconds are those of
-compiling (or reading) and of the whole tests, added up over both processes.
+compiling (or reading) and of the whole tests, added up over both processes. `tests/core`, which
+runs in an environment of its own, is not counted.
 """
 
 import collections
