@@ -34,16 +34,20 @@ BLOCK = re.compile(
     r"(?:\n(?:<!-- printed -->\n.*?<!-- /printed -->|!\[[^\]]*\]\((?P<picture>\S+)\)))?",
     re.DOTALL | re.MULTILINE,
 )
-# The page of each script, with the script and its arguments.
+# The scripts, with their arguments and the page that shows what each prints.
 SCRIPTS = {
-    "burgers": ["burgers_operator.py", "--output", str(IMAGES / "burgers.svg")],
-    "minilm": ["minilm_classification.py"],
-    "llm": ["llm_finetune.py"],
-    "quantized-llm": ["quantized_llm.py"],
-    "attention": ["attention_adapter.py"],
-    "per-user": ["per_user_adapters.py"],
-    "serving": ["serve_many.py"],
-    "inverse-viscosity": ["inverse_viscosity.py"],
+    "burgers": (
+        "burgers_operator.py",
+        ["--output", str(IMAGES / "burgers.svg")],
+        "examples/burgers",
+    ),
+    "minilm": ("minilm_classification.py", [], "examples/language-models"),
+    "llm": ("llm_finetune.py", [], "llm"),
+    "quantized-llm": ("quantized_llm.py", [], "examples/language-models"),
+    "attention": ("attention_adapter.py", [], "examples/digits"),
+    "per-user": ("per_user_adapters.py", [], "examples/digits"),
+    "serving": ("serve_many.py", [], "serving"),
+    "inverse-viscosity": ("inverse_viscosity.py", [], "examples/inverse-viscosity"),
 }
 
 
@@ -65,7 +69,6 @@ def main(names: list[str]) -> None:
         "all-methods": run_all_methods,
         "from-data": run_from_data,
         **{name: lambda name=name: run_script(name) for name in SCRIPTS},
-        "plugin": run_plugin,
         "numbers": lambda: subprocess.run([sys.executable, DOCS / "site_facts.py"], check=True),
     }
     IMAGES.mkdir(exist_ok=True)
@@ -94,29 +97,12 @@ def run_page(page: pathlib.Path) -> None:
 
 def run_script(name: str) -> None:
     """Run an example in full, and put its output on its page."""
-    script, *arguments = SCRIPTS[name]
+    script, arguments, page = SCRIPTS[name]
     command = [sys.executable, ROOT / "examples" / script, *arguments]
     printed = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-    (page,) = DOCS.glob(f"**/{name}.md")
-    page.write_text(with_printed(page.read_text(), printed))
-
-
-def run_plugin() -> None:
-    """Install the example of a plugin into a folder, and put its check's output on its page."""
-    with tempfile.TemporaryDirectory() as folder:
-        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps"]
-        plugin = ROOT / "examples" / "plugin_of_your_own"
-        subprocess.run([*pip, "--no-build-isolation", "--target", folder, plugin], check=True)
-        printed = subprocess.run(
-            [sys.executable, "-m", "jno.lora", "check", "jno-lora-svft"],
-            check=True,
-            env=os.environ
-            | {"PYTHONPATH": os.pathsep.join([folder, os.environ.get("PYTHONPATH", "")])},
-            stdout=subprocess.PIPE,
-            text=True,
-        ).stdout
-    page = DOCS / "examples" / "plugin.md"
-    page.write_text(with_printed(page.read_text(), printed))
+    file = DOCS / f"{page}.md"
+    before, command_line, after = file.read_text().partition(f"python examples/{script}")
+    file.write_text(before + command_line + with_printed(after, printed))
 
 
 def run_digits() -> None:
@@ -308,9 +294,9 @@ def shrink(picture: pathlib.Path) -> None:
 
 
 def with_printed(text: str, printed: str) -> str:
-    """`text`, with `printed` between its comments `printed`, if it has these comments."""
+    """`text`, with `printed` between its first comments `printed`, if it has them."""
     lines = "\n".join(line.rstrip() for line in printed.strip("\n").splitlines())
-    return PRINTED.sub(lambda match: f"{match[1]}```text\n{lines}\n```\n{match[2]}", text)
+    return PRINTED.sub(lambda match: f"{match[1]}```text\n{lines}\n```\n{match[2]}", text, count=1)
 
 
 if __name__ == "__main__":

@@ -25,12 +25,12 @@ HERE = pathlib.Path(__file__).parent
 FILE = HERE / "public_api.txt"
 CHANGELOG = HERE.parents[1] / "CHANGELOG.md"
 PLUGIN_FILE = HERE / "plugin_api_1.txt"
-# What plugins may rely on, as docs/extending.md says: names, and all names of some modules.
+# What plugins may rely on, as docs/contract.md says: names, and all names of some modules.
 PROMISED = re.compile(
     r"(class )?(jno\.lora\.(About|LoRAWrapper|MatrixAdapter|Shared|Statistic|hookimpl|register|Net)"
-    r"|jno\.lora\.WrapperError|jno\.lora\.coded\.\w+|jno\.lora\.extending\.\w+"
-    r"|jno\.lora\.testing\.(WrapperCase|CheckResult|standard_cases|Symmetry|cyclic_shift)"
-    r"|jno\.lora\.testing\.(check_wrapper|parametrize_with_checks|run_checks)"
+    r"|jno\.lora\.WrapperError|jno\.lora\.extending\.\w+"
+    r"|jno_lora_testing\.(WrapperCase|CheckResult|standard_cases|Symmetry|cyclic_shift)"
+    r"|jno_lora_testing\.(check_wrapper|parametrize_with_checks|run_checks)"
     # `Additive` and `MatrixLayer` have all members of their bases.
     r"|jno_lora_zoo\.(adapters_for|adapters_defined_in|Additive|MatrixLayer|MeshAxes|Update)"
     r"|jno_lora_zoo\.(is_float_array|in_compute_dtype|cast_like|sharded_over|unchanged)"

@@ -37,8 +37,8 @@ def test_what_plugins_rely_on_holds_or_was_deprecated_one_release_before(lines):
     assert not snapshot.broken(promises, now, snapshot.CHANGELOG.read_text())
     # If not: `python tests/api/snapshot.py --write`.
     assert {*now} <= {*promises}
-    page = (snapshot.HERE.parents[1] / "docs" / "extending.md").read_text()
-    section = page.partition("## 6. What a plugin may rely on\n")[2]
+    page = (snapshot.HERE.parents[1] / "docs" / "contract.md").read_text()
+    section = page.partition("## What a plugin may rely on\n")[2]
     subjects = (re.match(r"(?:class )?([a-z_.]+)\.(\w+)", line) for line in promises)
     whole = ("jno.lora.extending", "jno.lora.extending")
     names = {s[1] if s[1] in whole else s[2] for s in subjects if s}

@@ -59,9 +59,9 @@ def test_code_blocks_run(page, tmp_path, monkeypatch):
     assert entries == {path for path in ROOT.iterdir() if path.name[0] != "."}
     adapters = [value for value in namespace.values() if is_written_on(page, value)]
     assert adapters or not any("(LoRAWrapper)" in block for block in blocks)
-    # tests/examples runs the kit on the adapter of the README, and new-plugin.md shows it again.
+    # tests/examples runs the kit on the adapter of the README.
     for number, adapter in enumerate(adapters if page.name != "README.md" else ()):
-        is_known = number or varies_ours(adapter) or page.name == "new-plugin.md"
+        is_known = number or varies_ours(adapter)
         check(adapter, VALUES if is_known else ("*",))
 
 

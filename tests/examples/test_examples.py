@@ -5,13 +5,11 @@ import pathlib
 import re
 import subprocess
 import sys
-import tomllib
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tests.pairs import ALL
 
 from jno.lora import Net
 from jno_lora_testing import messages, run_checks, standard_cases
@@ -144,31 +142,3 @@ def test_training_loop(example, tmp_path, capsys):
     start = example.eqx.nn.MLP(4, 2, 32, 2, key=jax.random.key(0))
     loaded = Net(start).load_adapters(files[0])
     np.testing.assert_array_equal(jax.vmap(loaded.module)(x), jax.vmap(net.module)(x))
-
-
-def test_plugin_of_your_own(tmp_path):
-    """Its own tests pass where it is installed as a distribution of its own."""
-    plugin = EXAMPLES / "plugin_of_your_own"
-    project = tomllib.loads((plugin / "pyproject.toml").read_text())["project"]
-    name, version = project["name"], project["version"]
-    info = tmp_path / f"{name.replace('-', '_')}-{version}.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
-    entries = project["entry-points"]["jno.lora"]
-    lines = [f"{entry} = {module}" for entry, module in entries.items()]
-    (info / "entry_points.txt").write_text("\n".join(["[jno.lora]", *lines, ""]))
-    for module in entries.values():
-        (tmp_path / f"{module}.py").write_text((plugin / f"{module}.py").read_text())
-
-    # A process of its own, as an author has it: without the settings of this suite.
-    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
-    chosen = [] if ALL else ["-k", "not SVFTConv"]  # the whole kit runs on one of two layers
-    words = ["pytest", "-q", f"--rootdir={plugin}", f"-c{os.devnull}", *chosen, plugin]
-    found = subprocess.run(
-        [sys.executable, "-m", *words],
-        env=os.environ | {"PYTHONPATH": path},
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert found.returncode == 0, found.stdout
-    assert " skipped" not in found.stdout

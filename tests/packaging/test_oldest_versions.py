@@ -54,7 +54,7 @@ def test_the_version_and_its_bounds_are_the_same_everywhere():
     released = re.findall(r"^## \[(\d.*?)\]", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
     assert released[0] == __version__
     assert f"\nversion: {__version__}\n" in (ROOT / "CITATION.cff").read_text()
-    page = (ROOT / "docs" / "extending.md").read_text()
+    page = "".join((ROOT / "docs" / f"{name}.md").read_text() for name in ("contract", "ship-it"))
     bounds = re.findall(r"`jno-lora(>=[\d.]+,<[\d.]+)`", page)
     assert set(bounds) == {f">={major}.{minor},<{major}.{minor + 1}"}
 

@@ -132,7 +132,7 @@ def common_cases(
         "Not checked, because they claim no "
         f"{' or '.join(layers) or 'layer that this command knows'}: {', '.join(unchecked)}. "
         "For another layer, write cases with `jno_lora_testing.WrapperCase`, and give their list: "
-        'MODULE:CASES. See docs/extending.md, "Keep the promises".'
+        'MODULE:CASES. See docs/own-adapter.md, "Check it".'
     )
     if len(unchecked) == len(wrappers):
         raise WrapperError(sentence)

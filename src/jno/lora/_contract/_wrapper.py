@@ -59,7 +59,7 @@ class LoRAWrapper(eqx.nn.StatefulLayer):
     the value has no arrays (`in_features`), else from the merged layer (`weight`). An adapter that
     is not `mergeable` returns the fields of `base`.
 
-    The page "Extending" of the documentation has a complete adapter, and `jno-lora new` writes one.
+    The page "Your own adapter" of the documentation has a complete one, and `jno-lora new` writes one.
     """
 
     # Names of the trainable fields. Everything else in the adapter is frozen.
