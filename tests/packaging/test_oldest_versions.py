@@ -39,9 +39,14 @@ def test_our_distributions_require_each_other_as_they_are():
     wanted = SpecifierSet(f">={major}.{minor},<{major}.{minor + 1}")
     projects = [ROOT / "pyproject.toml", *ROOT.glob("plugins/*/pyproject.toml")]
     projects += ROOT.glob("examples/**/pyproject.toml")
-    for project in (tomllib.loads(path.read_text())["project"] for path in projects):
+    for file in (tomllib.loads(path.read_text()) for path in projects):
+        project = file["project"]
         extras = project.get("optional-dependencies", {}).values()
-        for requirement in map(Requirement, itertools.chain(project["dependencies"], *extras)):
+        groups = itertools.chain(*file.get("dependency-groups", {}).values())
+        named = [entry for entry in groups if isinstance(entry, str)]  # others include a group
+        for requirement in map(
+            Requirement, itertools.chain(project["dependencies"], named, *extras)
+        ):
             if requirement.name.startswith("jno-lora"):
                 assert requirement.specifier == wanted or requirement.name == project["name"], (
                     project["name"],
