@@ -95,7 +95,9 @@ from jax._src.interpreters import mlir
 from tests.costs import Compilations, Costs
 from tests.parts import Parts
 
-pytest.register_assert_rewrite("zoo_cases", "attention_cases", "foundax_cases", "peft_cases")
+pytest.register_assert_rewrite(
+    "zoo_cases", "kit_cases", "attention_cases", "foundax_cases", "peft_cases"
+)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 

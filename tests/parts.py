@@ -1,4 +1,4 @@
-"""Prints a line for each part of the suite as its last test ends: `tests/kit: 812 tests, 74 s`.
+"""Prints a line for each part of the suite as its last test ends: `tests/models: 812 tests, 74 s`.
 
 A part is a folder of `tests/` or a plugin. The seconds are those of its tests, added up, so that
 two processes need half of them.

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from foundax_cases import declared
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from tests.zoo.combining._tools import compilations
 from zoo_cases import perturb
+from zoo_cases.models import compilations
 
 from jno.lora import (
     JnoLoraError,

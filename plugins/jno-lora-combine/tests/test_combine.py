@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tests.zoo.combining._tools import layers, relative, trained, update, updates
+from zoo_cases.models import layers, relative, trained, update, updates
 
 from jno.lora import (
     AdapterSet,

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tests.zoo.combining._tools import layers, relative, trained
+from zoo_cases.models import layers, relative, trained
 
 from jno.lora import JnoLoraWarning, SelectionError, WrapperError, apply_lora, merge_lora
 from jno_lora_combine import extract_lora, to_lora

@@ -11,7 +11,7 @@ import pytest
 from tests.core.test_options import OutputGain
 from tests.core.test_shared_arrays import X, adapted as of_tied, mlp, moved, run
 from tests.core.toys import shaken
-from tests.zoo.combining._tools import layers, relative, trained, update, updates
+from zoo_cases.models import layers, relative, trained, update, updates
 
 from jno.lora import (
     AdapterSet,

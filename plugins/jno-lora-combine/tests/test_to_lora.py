@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from tests.core.gated_adapters import Gated
 from tests.core.toys import Difference, ToyLinear, ToyScale
-from tests.zoo.combining._tools import layers, relative, trained, update
+from zoo_cases.models import layers, relative, trained, update
 
 from jno.lora import (
     JnoLoraWarning,

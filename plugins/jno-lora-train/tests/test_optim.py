@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from tests.zoo.combining._tools import layers
+from zoo_cases.models import layers
 
 from jno.lora import (
     LowRankForm,

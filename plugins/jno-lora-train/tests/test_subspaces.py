@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from tests.zoo.combining._tools import layers
+from zoo_cases.models import layers
 
 from jno.lora import SelectionError, apply_lora, lora_trainable_filter, merge_lora
 from jno_lora_train.optim import Subspaces, stay_orthogonal

@@ -1,6 +1,6 @@
 """The methods of the zoo, one per paper. A new method adds one line here.
 
-`python tests/zoo/listings.py --write` writes the stubs and lists that name its adapters.
+`make update` writes the stubs and lists that name its adapters.
 """
 
 from .._method import Method

@@ -6,7 +6,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import pytest
-from tests.zoo.combining._tools import train, trains
+from zoo_cases.models import train, trains
 
 from jno.lora import Net, SelectionError, extract_adapters, lora_trainable_filter, read_adapters
 from jno_lora_combine import combine

@@ -1,7 +1,7 @@
 """The lists that follow from the zoo's methods, for tools that do not run code.
 
-    python tests/zoo/listings.py            # which files are out of date
-    python tests/zoo/listings.py --write    # writes them
+    python plugins/jno-lora-zoo/tests/listings.py            # which files are out of date
+    python plugins/jno-lora-zoo/tests/listings.py --write    # writes them
 
 The files are the stubs of adapters for type checkers, the tables
 in docs/zoo.md and docs/choosing.md, and the pages of methods in mkdocs.yml. A method is one line in
@@ -26,7 +26,7 @@ from jno.lora import Shared, resolve
 from jno.lora._contract import zero_statistics
 from jno_lora_zoo import FAMILIES, METHODS, LinearLayer, Update
 
-ROOT = pathlib.Path(__file__).parents[2]
+ROOT = pathlib.Path(__file__).parents[3]
 COLUMNS = ("zoo", "foundax", "arrays")
 STUBS = runpy.run_path(str(ROOT / "plugins/jno-lora-zoo/stubs.py"))
 

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tests.zoo.combining._tools import trained
 from zoo_cases import perturb
+from zoo_cases.models import trained
 
 import jno_lora_zoo
 from jno.lora import (

@@ -5,16 +5,15 @@ import json
 import re
 import sys
 
-import equinox as eqx
-import jax
 import pytest
+from kit_cases import case_of, run
 from tests.core.good_adapter import Good
+from wrong_adapters.maths import CallForgetsTheScale
 
 from jno.lora import SelectionError
 from jno_lora_testing import (
     CHECKS,
     ConformanceError,
-    WrapperCase,
     _check,
     check_wrapper,
     messages,
@@ -22,10 +21,6 @@ from jno_lora_testing import (
     wrapper_checks,
 )
 from jno_lora_testing._causes import CAUSES, CONSEQUENCES, presupposed
-
-from .asking import case_of, run
-from .wrong_adapters._bases import is_exactly
-from .wrong_adapters.maths import CallForgetsTheScale
 
 ADAPTER = """
 from tests.core.good_adapter import Good
@@ -161,51 +156,9 @@ def test_single_checks_can_be_run_by_their_ids_and_by_patterns():
         _check.run([case], ("law",), None)
 
 
-class Picky(Good):
-    def __init__(self, base, rank, alpha, *, key):
-        if rank < 4:
-            raise ValueError("four at least")
-        Good.__init__(self, base, rank, alpha, key=key)
-
-
-class Doubling(eqx.Module):
-    weight: jax.Array
-
-    def __call__(self, x):
-        return 2 * (self.weight @ x)
-
-
-class DoublingUpdate(Good):
-    @classmethod
-    def applies_to(cls, leaf):
-        return is_exactly(leaf, Doubling, 2)
-
-    def __call__(self, x):
-        return self.merge()(x)
-
-
-def cases(name="Doubling-{}"):
-    return [
-        WrapperCase(
-            DoublingUpdate,
-            base=lambda key, outputs=outputs: Doubling(jax.random.normal(key, (outputs, 3))),
-            inputs=lambda key: (jax.random.normal(key, (3,)),),
-            name=name.format(outputs),
-        )
-        for outputs in (2, 4)
-    ]
-
-
-CASES = cases()
-CASE = CASES[0]
-UNNAMED = cases("")
-
-
 def test_the_command_runs_cases_of_layers_of_one_s_own():
     for name, count in (("CASES", 2), ("cases", 2), ("CASE", 1)):
-        text = run(
-            "check", f"{__name__}:{name}", "--only", "contract", "--only", "identity-at-init"
-        )
+        text = run("check", f"kit_cases:{name}", "--only", "contract", "--only", "identity-at-init")
         lines = [line.split()[:2] for line in text.splitlines() if "Doubling-" in line]
         assert lines == [["Doubling-2", "2/2"], ["Doubling-4", "2/2"]][:count]
 
@@ -227,7 +180,7 @@ def test_the_command_runs_what_its_options_choose_and_says_what_it_cannot_run(
     arguments, code, said
 ):
     name, *options = arguments.split()
-    assert said in " ".join(run("check", f"{__name__}:{name}", *options, code=code).split())
+    assert said in " ".join(run("check", f"kit_cases:{name}", *options, code=code).split())
 
 
 def test_a_number_of_parameters_holds_for_the_rank_of_its_case():

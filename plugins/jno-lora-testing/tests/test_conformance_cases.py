@@ -7,9 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from kit_cases import case_of
 from tests.core.good_adapter import Good
 from tests.core.test_options import OPTIONS, Blocks as OptionBlocks
 from tests.core.toys import ToyScale
+from wrong_adapters._bases import ComplexLoRA, LoRA, is_exactly
+from wrong_adapters.maths import NeedsABias
 
 from jno.lora.extending import compute_dtype
 from jno_lora_testing import (
@@ -20,10 +23,6 @@ from jno_lora_testing import (
     standard_layers,
     wrapper_checks,
 )
-
-from .asking import case_of
-from .wrong_adapters._bases import ComplexLoRA, LoRA, is_exactly
-from .wrong_adapters.maths import NeedsABias
 
 
 def law(adapter):

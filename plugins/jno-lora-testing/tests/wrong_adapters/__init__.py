@@ -1,6 +1,7 @@
 """Wrong adapters as data: each has one fault, and names the check that must notice the fault.
 
-`python -m tests.kit.wrong_adapters` prints which share the kit notices.
+`PYTHONPATH=plugins/jno-lora-testing/tests python -m wrong_adapters` prints which share the
+kit notices.
 """
 
 import importlib

@@ -11,7 +11,7 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from safetensors.numpy import load_file, save_file
 from tests.core.toys import Block, ToyBlock, ToyScale
-from tests.zoo.combining._tools import train, trained, trains
+from zoo_cases.models import train, trained, trains
 
 from jno.lora import (
     CheckpointError,

@@ -3,12 +3,11 @@
 import jax
 import jax.numpy as jnp
 import pytest
+from kit_cases import case_of
 from tests.core.good_adapter import Good
+from wrong_adapters.transformations import HidesItsProduct, SetsAnOutput
 
 from jno_lora_testing import ConformanceError, run_checks, wrapper_checks
-
-from .asking import case_of
-from .wrong_adapters.transformations import HidesItsProduct, SetsAnOutput
 
 DERIVATIVES = ("input-derivatives", "input-jet", "residual-gradients")
 

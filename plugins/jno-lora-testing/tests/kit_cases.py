@@ -1,9 +1,11 @@
-"""The output of the kit's two commands, and a case of an adapter of linear layers."""
+"""The output of the kit's two commands, a case of any adapter, and cases for `jno-lora check`."""
 
 import click
 import equinox as eqx
 import jax
 from click.testing import CliRunner
+from tests.core.good_adapter import Good
+from wrong_adapters._bases import is_exactly
 
 from jno.lora import MatrixAdapter
 from jno.lora._commands._cli import Group
@@ -29,3 +31,43 @@ def case_of(wrapper, **changes):
         "parameters": 2 * (6 + 4 + (MatrixAdapter.of(wrapper).rank_gate is not None)),
     }
     return WrapperCase(wrapper, **{**settings, **changes})
+
+
+class Picky(Good):
+    def __init__(self, base, rank, alpha, *, key):
+        if rank < 4:
+            raise ValueError("four at least")
+        Good.__init__(self, base, rank, alpha, key=key)
+
+
+class Doubling(eqx.Module):
+    weight: jax.Array
+
+    def __call__(self, x):
+        return 2 * (self.weight @ x)
+
+
+class DoublingUpdate(Good):
+    @classmethod
+    def applies_to(cls, leaf):
+        return is_exactly(leaf, Doubling, 2)
+
+    def __call__(self, x):
+        return self.merge()(x)
+
+
+def cases(name="Doubling-{}"):
+    return [
+        WrapperCase(
+            DoublingUpdate,
+            base=lambda key, outputs=outputs: Doubling(jax.random.normal(key, (outputs, 3))),
+            inputs=lambda key: (jax.random.normal(key, (3,)),),
+            name=name.format(outputs),
+        )
+        for outputs in (2, 4)
+    ]
+
+
+CASES = cases()
+CASE = CASES[0]
+UNNAMED = cases("")

@@ -5,12 +5,11 @@ import json
 from xml.etree import ElementTree
 
 import pytest
+from kit_cases import run
 from tests.core.test_commands import GOOD
 
 from jno_lora_testing import ADVICE, CHECKS, TIERS, CheckResult, ConformanceError, tier_of
 from jno_lora_testing._check import overstated
-
-from .asking import run
 
 ERROR = ConformanceError("wrong")
 

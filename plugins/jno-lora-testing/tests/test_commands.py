@@ -9,14 +9,13 @@ from dataclasses import replace
 import equinox as eqx
 import jax
 import pytest
+from kit_cases import run
 from tests.core import asking
 from tests.core.test_commands import GOOD
 
 import jno_lora_zoo  # noqa: F401  # a fake plugin imports it, when `site` has taken it away
 from jno.lora import apply_lora
 from jno_lora_testing import CHECKS, run_checks
-
-from .asking import run
 
 
 def test_new_writes_few_files_and_never_overwrites(tmp_path):

@@ -6,7 +6,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import pytest
-from tests.zoo.combining._tools import trained
+from zoo_cases.models import trained
 
 from jno.lora import (
     AdapterSet,

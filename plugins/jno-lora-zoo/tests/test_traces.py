@@ -4,7 +4,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import pytest
-from tests.zoo.combining._tools import compilations
+from zoo_cases.models import compilations
 
 from jno.lora import apply_lora, extract_adapters, lora_trainable_filter, merge_lora, swap_adapters
 from jno_lora_combine import scale_adapters

@@ -10,16 +10,15 @@ import sys
 import tarfile
 import zipfile
 
+import listings
 import pytest
 
 from jno_lora_zoo import METHODS, methods
 
-from . import listings
-
 
 def test_the_lists_are_up_to_date():
     outdated = [str(path.relative_to(listings.ROOT)) for path in listings.outdated()]
-    assert not outdated, f"out of date: {outdated}. python tests/zoo/listings.py --write"
+    assert not outdated, f"out of date: {outdated}. make update"
 
 
 @pytest.mark.parametrize("column", listings.COLUMNS)

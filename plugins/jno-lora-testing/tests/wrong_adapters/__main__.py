@@ -1,6 +1,6 @@
 """Prints the share of the wrong adapters that the kit notices, and the survivors by name.
 
-    python -m tests.kit.wrong_adapters
+    PYTHONPATH=plugins/jno-lora-testing/tests python -m wrong_adapters
 
 `test_wrong_adapters.py` tries each adapter with the check that the table names.
 """

@@ -3,12 +3,11 @@
 import re
 
 import pytest
+from kit_cases import case_of
+from wrong_adapters import TABLE
+from wrong_adapters.transformations import StaticArray
 
 from jno_lora_testing import ADVICE, CHECKS, ConformanceError, wrapper_checks
-
-from .asking import case_of
-from .wrong_adapters import TABLE
-from .wrong_adapters.transformations import StaticArray
 
 SURVIVORS = [wrong for wrong in TABLE if wrong.noticed_by in {None, *ADVICE} and not wrong.also]
 CHECKED = [(wrong, check) for wrong in TABLE for check in (wrong.noticed_by, wrong.also) if check]

@@ -6,9 +6,12 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import pytest
+from kit_cases import case_of
 from tests.core.data_adapters import Informed, Tied
 from tests.core.gated_adapters import Gated
 from tests.core.good_adapter import Good
+from wrong_adapters.precision import HalfPrecisionAdapter
+from wrong_adapters.training import DoesNothing
 
 from jno.lora import JnoLoraWarning, LoRAWrapper, WrapperError
 from jno_lora_testing import (
@@ -21,10 +24,6 @@ from jno_lora_testing import (
 )
 from jno_lora_testing._comparisons import relative_error
 from jno_lora_testing._programs import shard
-
-from .asking import case_of
-from .wrong_adapters.precision import HalfPrecisionAdapter
-from .wrong_adapters.training import DoesNothing
 
 
 @parametrize_with_checks([case_of(it) for it in (Good, Gated, Informed, Tied)], strict=True)
