@@ -10,27 +10,9 @@ from ._stacking import stack_adapters, take_adapters
 from ._sum import AdapterSum, split_adapters, sum_adapters
 from ._to_lora import shrink, to_lora
 
-__all__ = [
-    "AdapterEffect",
-    "AdapterEffects",
-    "AdapterSum",
-    "IntruderReport",
-    "IntruderRow",
-    "UpdateReport",
-    "UpdateRow",
-    "adapter_effects",
-    "combine",
-    "combine_with_report",
-    "extract_lora",
-    "new_picture",
-    "plot_adapters",
-    "reduce_intruders",
-    "report_intruders",
-    "scale_adapters",
-    "shrink",
-    "split_adapters",
-    "stack_adapters",
-    "sum_adapters",
-    "take_adapters",
-    "to_lora",
-]
+__all__ = ["UpdateReport", "UpdateRow", "combine", "combine_with_report", "scale_adapters"]
+__all__ += ["AdapterSum", "split_adapters", "sum_adapters"]
+__all__ += ["extract_lora", "shrink", "to_lora"]
+__all__ += ["stack_adapters", "take_adapters"]
+__all__ += ["AdapterEffect", "AdapterEffects", "adapter_effects", "new_picture", "plot_adapters"]
+__all__ += ["IntruderReport", "IntruderRow", "reduce_intruders", "report_intruders"]

@@ -2,11 +2,10 @@
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
@@ -35,14 +34,13 @@ from ._products import (
     listed_sets,
     lost_by_cutting,
     paths_of,
+    side_by_side,
     summed,
     triplets_of,
     triplets_of_product,
     weighted,
 )
 from ._sum import AdapterSum, split_adapters
-
-_COVARIANCE = "input_covariance"
 
 Combination = Literal[
     "linear",
@@ -67,21 +65,14 @@ _EXACT = ("linear", "cat")  # exact unless the matrix is too small for the rank
 _TRIMMING = ("ties", "magnitude_prune", "ties_svd", "magnitude_prune_svd", "knots_ties")
 _RANDOM = ("dare_linear", "dare_ties", "dare_linear_svd", "dare_ties_svd")
 _ELECTING = ("ties", "dare_ties", "ties_svd", "dare_ties_svd", "knots_ties")
-_ALIGNING, _BY_INPUTS = "knots_ties", "regmean"
-_SPARSE = [method for method in _METHODS if method in _TRIMMING + _RANDOM]
-# The methods that take each argument, and the arguments that these methods need.
-_METHODS_WITH = {
-    "density": _SPARSE,
-    "rank": [method for method in _METHODS if method not in _EXACT],
-    "key": _RANDOM,
-    "majority_sign": _ELECTING,
-    "statistics": (_BY_INPUTS,),
-    "off_diagonal": (_BY_INPUTS,),
-}
-_REQUIRED = {
-    "density": "a `density`, the fraction of entries to keep, such as 0.5",
-    "key": "a `key`, because it drops entries at random",
-    "statistics": "the inputs' `statistics` of each set, in a list",
+# The options, the methods that take them, and what the methods need them for.
+_OPTIONS = {
+    "density": (_TRIMMING + _RANDOM, "a `density`, the fraction of entries to keep, such as 0.5"),
+    "rank": ([method for method in _METHODS if method not in _EXACT], None),
+    "key": (_RANDOM, "a `key`, because it drops entries at random"),
+    "majority_sign": (_ELECTING, None),
+    "statistics": (["regmean"], "the inputs' `statistics` of each set, in a list"),
+    "off_diagonal": (["regmean"], None),
 }
 
 
@@ -189,38 +180,76 @@ def combine_with_report(
 
     **Arguments** and **Raises:** as `combine`.
     """
-    sets = [_without_sums(adapters) for adapters in listed_sets(sets, "combined")]
+    sets = listed_sets(sets, "combined")
     weights = _listed_weights(weights, len(sets))
-    recipe = _Recipe(method, density, rank, majority_sign, off_diagonal)
-    recipe.check(has_key=key is not None, has_statistics=statistics is not None)
-    if key is not None:
-        check_key(key)
-    _check_combinable(sets, recipe)
-    inputs = None if statistics is None else _covariances(sets, statistics)
+    _check_options(
+        method,
+        density=density,
+        rank=rank,
+        key=key,
+        majority_sign=None if majority_sign == "total" else majority_sign,
+        statistics=statistics,
+        off_diagonal=off_diagonal,
+    )
+    sets = [_without_sums(adapters) for adapters in sets]
+    _check_combinable(sets, method)
+    covariances = {} if statistics is None else _covariances(sets, statistics)
+    recipe = _Recipe(method, density, rank, majority_sign)
     adapters: dict[str, LooseAdapter] = {}
     rows: list[UpdateRow] = []
     for path in paths_of(sets):
-        present = [i for i, adapter_set in enumerate(sets) if path in adapter_set.adapters]
-        first = sets[present[0]][path]
+        present = {i: s[path] for i, s in enumerate(sets) if path in s.adapters}
+        weights_here = [weights[i] for i in present]
+        first, error = next(iter(present.values())), jnp.zeros(())
         if adds_up(first.wrapper):
-            total = summed(path, [sets[i][path] for i in present], [weights[i] for i in present])
-            adapters[path] = total
-            rows.append(UpdateRow(path, first.wrapper, first.wrapper, total.rank, jnp.zeros(())))
-            continue
-        states = [sets[i][path].state for i in present]
-        scales = [sets[i][path].scale for i in present]
-        # Path and position give each update a different key.
-        numbers = [np.asarray([stable_hash(path), i], np.uint32) for i in present]
-        args = recipe, first.wrapper, states, scales, [weights[i] for i in present], key, numbers
-        shares = None if inputs is None else _shares_of(inputs[path], present, off_diagonal)
-        try:
-            state, error = run(_combined, *args, shares, beside=states)
-        except SelectionError as err:
-            raise SelectionError(f"{show_path(path)}: {err}") from err
-        r = state["lora_A"].shape[-2]
-        adapters[path] = dataclasses.replace(first, state=state, rank=r, alpha=float(r))
-        rows.append(UpdateRow(path, first.wrapper, first.wrapper, r, error))
+            adapters[path] = summed(path, [*present.values()], weights_here)
+        else:
+            shares = keys = None
+            if covariances:
+                shares = _input_shares(covariances[path], present, off_diagonal or 0.9)
+            if key is not None:  # another key for each path and position
+                keys = [_fold_in(key, stable_hash(path), i) for i in present]
+            states = [adapter.state for adapter in present.values()]
+            scales = [adapter.scale for adapter in present.values()]
+            args = recipe, first.wrapper, states, scales, weights_here, keys, shares
+            try:
+                state, error = run(_combined, *args, beside=states)
+            except SelectionError as err:
+                raise SelectionError(f"{show_path(path)}: {err}") from err
+            r = state["lora_A"].shape[-2]
+            adapters[path] = dataclasses.replace(first, state=state, rank=r, alpha=float(r))
+        rows.append(UpdateRow(path, first.wrapper, first.wrapper, adapters[path].rank, error))
     return AdapterSet(adapters), UpdateReport(tuple(rows))
+
+
+def _fold_in(key: PRNGKeyArray, *numbers: int) -> PRNGKeyArray:
+    for number in numbers:
+        key = jax.random.fold_in(key, number)
+    return key
+
+
+def _check_options(method: str, **options: object) -> None:
+    """**Raises:** `SelectionError` if an option is missing or makes no sense; `None` is missing."""
+    if method not in _METHODS:
+        near = nearest(str(method), _METHODS, n=1)[0]
+        raise SelectionError(
+            f"There is no method {method!r}; did you mean {near!r}? "
+            f"The methods are {', '.join(_METHODS)}."
+        )
+    given = {name: option for name, option in options.items() if option is not None}
+    if (sign := given.get("majority_sign", "total")) not in get_args(MajoritySign):
+        raise SelectionError(f"`majority_sign` must be 'total' or 'frequency', but is {sign!r}.")
+    for name, (methods, need) in _OPTIONS.items():
+        if name in given and method not in methods:
+            raise SelectionError(f"`{name}` is for {', '.join(methods)}, not {method!r}.")
+        if need and method in methods and name not in given:
+            raise SelectionError(f"{method!r} needs {need}.")
+    for name in {"density", "off_diagonal"} & given.keys():
+        check_fraction(name, given[name])
+    if "rank" in given:
+        check_rank(given["rank"])
+    if "key" in given:
+        check_key(given["key"])
 
 
 def _without_sums(adapters: AdapterSet) -> AdapterSet:
@@ -268,10 +297,10 @@ def _listed_weights(weights: Iterable[ArrayLike], number: int) -> list[Array]:
     return [jnp.asarray(weight, jax.dtypes.canonicalize_dtype(float)) for weight in listed]
 
 
-def _check_combinable(sets: Sequence[AdapterSet], recipe: "_Recipe") -> None:
+def _check_combinable(sets: Sequence[AdapterSet], method: str) -> None:
     """**Raises:** `SelectionError` that lists the adapters that cannot be combined."""
-    is_exact = recipe.method in _EXACT
-    check_products(sets, "added up" if is_exact else f"combined by {recipe.method!r}", is_exact)
+    is_exact = method in _EXACT
+    check_products(sets, "added up" if is_exact else f"combined by {method!r}", is_exact)
     misfits: list[str] = []
     seen: dict[str, tuple[int, LooseAdapter]] = {}
     for index, adapters in enumerate(sets):
@@ -315,150 +344,43 @@ def _covariances(
         f"{show_path(path)}, in the statistics of set {index}"
         for path in paths
         for index, layers in enumerate(statistics)
-        if path not in layers or _COVARIANCE not in layers[path]
+        if "input_covariance" not in layers.get(path, {})
     ]
     if missing:
         raise SelectionError(
             f"These layers lack a covariance of their inputs:\n{bullets(missing)}\n"
             'Collect it: collect_statistics(merge_lora(model), batches, loss, wrapper="corda").'
         )
-    return {path: [layers[path][_COVARIANCE] for layers in statistics] for path in paths}
+    return {path: [layers[path]["input_covariance"] for layers in statistics] for path in paths}
 
 
-def _shares_of(
-    covariances: Sequence[Float[Array, "*stack in in"]],
-    present: Sequence[int],
-    off_diagonal: float | None,
+def _input_shares(
+    covariances: Sequence[Float[Array, "*stack in in"]], sets: Iterable[int], off_diagonal: float
 ) -> list[Float[Array, "*stack in in"]]:
-    """`G_i (sum_j G_j)^+` of the sets `present`, which is zero in directions without inputs.
+    """`G_i (sum_j G_j)^+` of these sets, which is zero in directions without inputs.
 
     `G_i` is a covariance whose off-diagonal entries are multiplied by `off_diagonal`.
     """
-    factor = 0.9 if off_diagonal is None else off_diagonal
-    grams = [_damped(covariance, factor) for covariance in covariances]
-    total = sum(grams[1:], start=grams[0])
-    inverse = jnp.linalg.pinv(total, hermitian=True)
-    return [grams[index] @ inverse for index in present]
+    is_diagonal = jnp.broadcast_to(
+        jnp.eye(covariances[0].shape[-1], dtype=bool), covariances[0].shape
+    )
+    grams = [jnp.where(is_diagonal, G, off_diagonal * G) for G in covariances]
+    inverse = jnp.linalg.pinv(sum(grams[1:], start=grams[0]), hermitian=True)
+    return [grams[index] @ inverse for index in sets]
 
 
-def _damped(gram: Float[Array, "*stack in in"], factor: float) -> Float[Array, "*stack in in"]:
-    is_diagonal = jnp.eye(gram.shape[-1], dtype=bool)
-    return jnp.where(jnp.broadcast_to(is_diagonal, gram.shape), gram, factor * gram)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Recipe:
+class _Recipe(NamedTuple):
     """The static arguments of `combine`."""
 
     method: str
     density: float | None
     rank: int | None
     majority_sign: str
-    off_diagonal: float | None = None
-
-    def check(self, *, has_key: bool, has_statistics: bool) -> None:
-        """**Raises:** `SelectionError` if an argument is missing or makes no sense."""
-        if self.method not in _METHODS:
-            near = nearest(str(self.method), _METHODS, n=1)[0]
-            raise SelectionError(
-                f"There is no method {self.method!r}; did you mean {near!r}? "
-                f"The methods are {', '.join(_METHODS)}."
-            )
-        if self.majority_sign not in get_args(MajoritySign):
-            raise SelectionError(
-                f"`majority_sign` must be 'total' or 'frequency', but is {self.majority_sign!r}."
-            )
-        given = {
-            "density": self.density is not None,
-            "rank": self.rank is not None,
-            "key": has_key,
-            "majority_sign": self.majority_sign != "total",
-            "statistics": has_statistics,
-            "off_diagonal": self.off_diagonal is not None,
-        }
-        for name, methods in _METHODS_WITH.items():
-            if given[name] and self.method not in methods:
-                raise SelectionError(f"`{name}` is for {', '.join(methods)}, not {self.method!r}.")
-            if name in _REQUIRED and self.method in methods and not given[name]:
-                raise SelectionError(f"{self.method!r} needs {_REQUIRED[name]}.")
-        if self.off_diagonal is not None:
-            check_fraction("off_diagonal", self.off_diagonal)
-        if self.density is not None:
-            check_fraction("density", self.density)
-        if self.rank is not None:
-            check_rank(self.rank)
 
     @property
     def is_of_peft(self) -> bool:
         """Whether PEFT's law is used: signs are elected before weighting, and counts round down."""
         return self.method.endswith("_svd")
-
-    def entries_to_keep(self, entries: int) -> int:
-        """How many of the entries of a matrix `trim` keeps.
-
-        **Raises:** `SelectionError` if it keeps none.
-        """
-        assert self.density is not None
-        kept = self.density * entries
-        number = int(kept) if self.is_of_peft else round(kept)
-        if number == 0:
-            raise SelectionError(
-                f"The `density` {self.density} keeps no entry of a matrix of {entries:,} entries."
-            )
-        return number
-
-    def aligned_sum(
-        self,
-        updates: Float[Array, "n *stack out in"],
-        weights: Float[Array, " n"],
-        rank: int,
-    ) -> Float[Array, "*stack out in"]:
-        """KnOTS: `U agree(trim(V_i))`, for `[U_1 ... U_n] = U [V_1 ... V_n]` with orthonormal `U`.
-
-        - `rank`: the largest rank of all updates side by side. Further directions are rounding.
-        """
-        number, wide = len(updates), jnp.concatenate(list(updates), axis=-1)
-        U, S, Vt = jnp.linalg.svd(wide, full_matrices=False)
-        rank = min(rank, S.shape[-1])
-        V = S[..., :rank, None].astype(wide.dtype) * Vt[..., :rank, :]
-        parts = jnp.stack(jnp.split(V, number, axis=-1))
-        return U[..., :rank] @ self.sparse_sum(parts, weights, [])
-
-    def sparse_sum(
-        self,
-        updates: Float[Array, "n *stack out in"],
-        weights: Float[Array, " n"],
-        keys: list[PRNGKeyArray],
-    ) -> Float[Array, "*stack out in"]:
-        """The weighted sum of sparse updates. A random method needs one key per update."""
-        assert self.density is not None
-        if self.method in _TRIMMING:
-            sparse = self._trimmed(updates)
-        else:  # `drop`: keeps each entry with probability `density`, and divides it by `density`
-            stays = [jax.random.bernoulli(key, self.density, updates.shape[1:]) for key in keys]
-            sparse = jnp.where(jnp.stack(stays), updates / self.density, 0)
-        weighted = weights.reshape(-1, *[1] * (updates.ndim - 1)) * sparse
-        if self.method not in _ELECTING:
-            return jnp.sum(weighted, axis=0)
-        return self._mean_of_elected(weighted, sparse if self.is_of_peft else weighted)
-
-    def _mean_of_elected(
-        self, weighted: Float[Array, "n *stack out in"], voters: Float[Array, "n *stack out in"]
-    ) -> Float[Array, "*stack out in"]:
-        """For each entry, the mean over the voters that have the elected sign. 0 has no sign."""
-        signs = jnp.sign(voters)
-        votes = jnp.sum(voters if self.majority_sign == "total" else signs, axis=0)
-        agrees = signs == jnp.where(votes >= 0, 1, -1).astype(signs.dtype)[None]
-        count = jnp.sum(agrees, axis=0).astype(signs.dtype)
-        return jnp.sum(jnp.where(agrees, weighted, 0), axis=0) / jnp.maximum(count, 1)
-
-    def _trimmed(self, updates: Float[Array, "n *stack out in"]) -> Float[Array, "n *stack out in"]:
-        """Zero all but the largest entries of each matrix in magnitude."""
-        *batch, outputs, inputs = updates.shape
-        sizes = jnp.abs(updates).reshape(*batch, outputs * inputs)
-        dropped = outputs * inputs - self.entries_to_keep(outputs * inputs)
-        smallest_to_stay = jnp.sort(sizes, axis=-1)[..., dropped, None, None]
-        return jnp.where(jnp.abs(updates) >= smallest_to_stay, updates, 0)
 
 
 def _combined(
@@ -467,42 +389,93 @@ def _combined(
     states: list[Mapping[str, Array]],
     scales: Sequence[ArrayLike],
     weights: list[Array],
-    key: PRNGKeyArray | None,
-    numbers: list[np.ndarray],
+    keys: list[PRNGKeyArray] | None,
     input_shares: list[Array] | None,
 ) -> tuple[dict[str, Array], Array]:
+    """The state of the combined adapter of one layer, and the error due to its rank."""
     dtype = widest(state[name].dtype for state in states for name in ("lora_A", "lora_B"))
     # Half precision is summed and decomposed in float32.
     wide = widest([dtype, jnp.dtype(jnp.float32)])
-    if recipe.method not in _SPARSE:
+    is_exact = recipe.method in _EXACT or (recipe.method == "regmean" and recipe.rank is None)
+    if recipe.method in _TRIMMING + _RANDOM:
+        updates = factors_of(states, scales, wide)
+        triplets = triplets_of(_sparse_sum(recipe, updates, jnp.stack(weights).astype(wide), keys))
+    else:
         scales = [scale * weight for scale, weight in zip(scales, weights, strict=True)]
-    updates = factors_of(states, scales, wide)
-    if input_shares is not None:
-        pairs = zip(updates, input_shares, strict=True)
-        updates = [Factors(A @ share.astype(wide), B) for (A, B), share in pairs]
-    ranks, largest = [update.rank for update in updates], updates[0].largest_rank
-    is_exact = recipe.method in _EXACT or (recipe.method == _BY_INPUTS and recipe.rank is None)
-    rank = sum(ranks) if is_exact else recipe.rank or max(ranks)
-    if recipe.method not in _SPARSE:
-        A, B = zip(*updates, strict=True)
-        total = Factors(jnp.concatenate(A, axis=-2), jnp.concatenate(B, axis=-1))
-        if is_exact and rank <= largest:
+        updates = factors_of(states, scales, wide)
+        if input_shares is not None:
+            pairs = zip(updates, input_shares, strict=True)
+            updates = [Factors(A @ share.astype(wide), B) for (A, B), share in pairs]
+        total = side_by_side(updates)
+        if is_exact and total.rank <= total.largest_rank:
             return _state(cls, total, dtype), jnp.zeros((), wide)
         triplets = triplets_of_product(total)
-    else:
-        products = jnp.stack([update.B @ update.A for update in updates])
-        fold = jax.random.fold_in
-        keys = [] if key is None else [fold(fold(key, path), i) for path, i in numbers]
-        shares = jnp.stack(weights).astype(wide)
-        total = (
-            recipe.aligned_sum(products, shares, sum(ranks))
-            if recipe.method == _ALIGNING
-            else recipe.sparse_sum(products, shares, keys)
-        )
-        triplets = triplets_of(total)
-    rank = min(rank, largest)
+    ranks = [update.rank for update in updates]
+    rank = sum(ranks) if is_exact else recipe.rank or max(ranks)
+    rank = min(rank, updates[0].largest_rank)
     return _state(cls, cut(triplets, rank), dtype), lost_by_cutting([triplets], rank)
 
 
 def _state(cls: type[LoRAWrapper], update: Factors, dtype: DTypeLike) -> dict[str, Array]:
     return {name: array.astype(dtype) for name, array in update.as_adapter(cls)[0].items()}
+
+
+def _sparse_sum(
+    recipe: _Recipe,
+    updates: list[Factors],
+    weights: Float[Array, " n"],
+    keys: list[PRNGKeyArray] | None,
+) -> Float[Array, "*stack out in"]:
+    """The weighted sum of the updates after most of their entries are dropped."""
+    products = jnp.stack([update.B @ update.A for update in updates])
+    if recipe.method != "knots_ties":
+        return _sum_of_sparse(recipe, products, weights, keys)
+    # KnOTS: `U agree(trim(V_i))`, for `[U_1 ... U_n] = U [V_1 ... V_n]` with orthonormal `U`.
+    U, S, Vt = triplets_of(jnp.concatenate(list(products), axis=-1))
+    rank = min(sum(update.rank for update in updates), S.shape[-1])  # beyond is rounding
+    V = S[..., :rank, None].astype(Vt.dtype) * Vt[..., :rank, :]
+    parts = jnp.stack(jnp.split(V, len(products), axis=-1))
+    return U[..., :rank] @ _sum_of_sparse(recipe, parts, weights, keys)
+
+
+def _sum_of_sparse(
+    recipe: _Recipe,
+    matrices: Float[Array, "n *stack out in"],
+    weights: Float[Array, " n"],
+    keys: list[PRNGKeyArray] | None,
+) -> Float[Array, "*stack out in"]:
+    assert recipe.density is not None
+    if keys is None:
+        sparse = _trimmed(matrices, recipe.density, rounds_down=recipe.is_of_peft)
+    else:  # `drop`: keeps each entry with probability `density`, and divides it by `density`
+        stays = [jax.random.bernoulli(key, recipe.density, matrices.shape[1:]) for key in keys]
+        sparse = jnp.where(jnp.stack(stays), matrices / recipe.density, 0)
+    weighted = weights.reshape(-1, *[1] * (matrices.ndim - 1)) * sparse
+    if recipe.method not in _ELECTING:
+        return jnp.sum(weighted, axis=0)
+    # For each entry, the mean over the voters that have the elected sign. 0 has no sign.
+    voters = sparse if recipe.is_of_peft else weighted
+    signs = jnp.sign(voters)
+    votes = jnp.sum(voters if recipe.majority_sign == "total" else signs, axis=0)
+    agrees = signs == jnp.where(votes >= 0, 1, -1).astype(signs.dtype)[None]
+    count = jnp.sum(agrees, axis=0).astype(signs.dtype)
+    return jnp.sum(jnp.where(agrees, weighted, 0), axis=0) / jnp.maximum(count, 1)
+
+
+def _trimmed(
+    matrices: Float[Array, "n *stack out in"], density: float, *, rounds_down: bool
+) -> Float[Array, "n *stack out in"]:
+    """The matrices without all but the largest entries in magnitude.
+
+    **Raises:** `SelectionError` if no entry stays.
+    """
+    *batch, outputs, inputs = matrices.shape
+    entries = outputs * inputs
+    kept = int(density * entries) if rounds_down else round(density * entries)
+    if kept == 0:
+        raise SelectionError(
+            f"The `density` {density} keeps no entry of a matrix of {entries:,} entries."
+        )
+    sizes = jnp.abs(matrices).reshape(*batch, entries)
+    smallest_to_stay = jnp.sort(sizes, axis=-1)[..., entries - kept, None, None]
+    return jnp.where(jnp.abs(matrices) >= smallest_to_stay, matrices, 0)

@@ -1,6 +1,7 @@
 """The effects of adapters on the matrices of a model: their sizes and effective ranks."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from os import PathLike
@@ -12,7 +13,7 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
 from jax.typing import ArrayLike
-from jaxtyping import PyTree
+from jaxtyping import Array, PyTree
 
 from jno.lora import LoRAWrapper, MatrixAdapter, SelectionError, Table, WrapperError
 from jno.lora.extending import (
@@ -28,6 +29,7 @@ from jno.lora.extending import (
     wide_layers,
 )
 
+from ._matrices import MatrixRow, matrices_of
 from ._pictures import new_picture
 
 # With more matrices, only some have a label.
@@ -38,7 +40,7 @@ if TYPE_CHECKING:
 
 
 @dataclasses.dataclass(frozen=True)
-class AdapterEffect:
+class AdapterEffect(MatrixRow):
     """The change `dW` of one matrix: the merged weight minus the weight before adapting.
 
     - `path`: of the layer; `array`: the name of the array (`"weight"`); `part`: the slice of a
@@ -56,20 +58,9 @@ class AdapterEffect:
         (float64, if `W` is) count as 0, here and in the norms.
     """
 
-    path: str
-    array: str
-    part: tuple[int, ...]
-    wrapper: type[LoRAWrapper]
-    shape: tuple[int, int]
     relative_norm: float
     effective_rank: float
     singular_values: tuple[float, ...] = dataclasses.field(repr=False)
-
-    @property
-    def label(self) -> str:
-        """`encoder/layers/0/weight`, and `blocks/up/weight[3]` of a stack."""
-        part = f"[{','.join(map(str, self.part))}]" if self.part else ""
-        return "/".join(filter(None, (self.path, self.array))) + part
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -90,9 +81,7 @@ class AdapterEffects(Printed[AdapterEffect]):
         columns = [("matrix", "left"), ("adapter", "left"), *((name, "right") for name in numbers)]
         cells = (
             (
-                row.label,
-                row.wrapper.__name__,
-                f"{row.shape[0]:,} x {row.shape[1]:,}",
+                *row._first_cells(),
                 f"{row.relative_norm:.2e}",
                 f"{row.effective_rank:.1f}",
                 f"{row.singular_values[0]:.2e}",
@@ -135,7 +124,7 @@ def adapter_effects(model: PyTree) -> AdapterEffects:
                 continue
             except Exception as err:  # a merge may raise anything
                 raise WrapperError(f"Could not merge {place}: {err!r}") from err
-            matrices = _matrices_of(adapter, before), _matrices_of(adapter, after)
+            matrices = [_matrices_by_name(adapter, layer) for layer in (before, after)]
         rows += _effects_of(path, adapter, *matrices)
     return AdapterEffects(tuple(rows), tuple(left_out))
 
@@ -200,22 +189,22 @@ def _draw(figure: "Figure", rows: Sequence[AdapterEffect]) -> None:
         axes.spines[["top", "right"]].set_visible(False)
 
 
-def _matrices_of(adapter: LoRAWrapper, layer: eqx.Module) -> dict[str, np.ndarray]:
+def _matrices_by_name(adapter: LoRAWrapper, layer: eqx.Module) -> dict[str, np.ndarray]:
     """The matrices of `layer`, `(*stack, rows, columns)`, by the names of families or arrays."""
-    cls = MatrixAdapter.of(type(adapter))
     ndim = type(adapter).stack_ndim(adapter.base)
-    families = over_stack(cls.matrices, ndim)(layer)
-    if families:
-        rows_first = {name: np.moveaxis(np.asarray(W), -2, ndim) for name, W in families.items()}
+    read = functools.partial(matrices_of, MatrixAdapter.of(type(adapter)))
+    declared: dict[str, Array] = over_stack(read, ndim)(layer)
+    single = declared.pop("", None)
+    if declared:
+        rows_first = {name: np.moveaxis(np.asarray(W), -2, ndim) for name, W in declared.items()}
         return {name: _flattened(W, ndim) for name, W in rows_first.items()}
-    declared = over_stack(cls.matrix, ndim)(layer)
-    declared = np.zeros(0) if declared is None else declared
     matrices: dict[str, np.ndarray] = {}
     for keys, array in jtu.tree_leaves_with_path(layer):
         if eqx.is_inexact_array(array) and array.size:
             # A matrix of the same size is this array with its axes in another order.
-            is_declared = array.ndim > ndim + 1 and jnp.size(declared) == array.size
-            matrices[path_str(keys)] = _flattened(declared if is_declared else array, ndim)
+            if single is not None and array.ndim > ndim + 1 and single.size == array.size:
+                array = single
+            matrices[path_str(keys)] = _flattened(array, ndim)
     return matrices
 
 

@@ -82,7 +82,9 @@ def extract_lora(
     if arrays are left over, or if an argument makes no sense; `WrapperError` that names a layer
     whose difference has NaN or infinity; `PluginError` without plain LoRA (the zoo).
     """
-    _check_same_structure(base=base, tuned=tuned)
+    for name, plain in {"base": base, "tuned": tuned}.items():
+        _check_plain(name, plain)
+    _check_same_structure(base, tuned)
     truncation = Truncation(rank, energy)
     if truncation.is_open:
         raise SelectionError("Give `rank` or `energy`, which say how much of the update to keep.")
@@ -120,35 +122,42 @@ def extract_lora(
     return replace_layers(model, adapters), UpdateReport(tuple(rows), tuple(left)).warn_of_loss()
 
 
-def _check_same_structure(**models: PyTree) -> None:
-    """**Raises:** `SelectionError` unless the models are plain, and have one structure."""
-    for name, model in models.items():
-        expect_model(model, "extract_lora")
-        if refusal := refusal_of_template(model, "Give the model itself."):
-            raise SelectionError(f"`{name}`: {refusal}")
-        for path, _ in adapted_layers(model):
-            raise SelectionError(
-                f"`{name}` has an adapter at {show_path(path)!r}. Call merge_lora first."
-            )
-    forms = {name: _forms(model) for name, model in models.items()}
-    base, tuned = forms.values()
-    if unlike := [path for path in base | tuned if base.get(path) != tuned.get(path)]:
-        path = max(unlike, key=len)  # not the layers around the difference
-        sides = (f"{x.get(path, ('nothing',))[0]} in `{name}`" for name, x in forms.items())
+def _check_plain(name: str, model: PyTree) -> None:
+    """**Raises:** `SelectionError` unless `model` has arrays, and no adapters."""
+    expect_model(model, "extract_lora")
+    if refusal := refusal_of_template(model, "Give the model itself."):
+        raise SelectionError(f"`{name}`: {refusal}")
+    for path, _ in adapted_layers(model):
         raise SelectionError(
-            f"The models differ in layers or constants: at {show_path(path)!r}, {', '.join(sides)}."
+            f"`{name}` has an adapter at {show_path(path)!r}. Call merge_lora first."
+        )
+
+
+def _check_same_structure(base: PyTree, tuned: PyTree) -> None:
+    before, after = _forms(base), _forms(tuned)
+    unlike = [path for path in before | after if before.get(path) != after.get(path)]
+    if unlike:
+        path = max(unlike, key=len)  # not the layers around the difference
+        shown, *_ = before.get(path, ["nothing"])
+        shown_tuned, *_ = after.get(path, ["nothing"])
+        raise SelectionError(
+            f"The models differ in layers or constants: at {show_path(path)!r}, {shown} in `base`, "
+            f"{shown_tuned} in `tuned`."
         )
 
 
 def _forms(model: PyTree) -> dict[str, tuple[object, ...]]:
     """By path, the name and structure of each module, and the shape, value or class of a leaf."""
-    layers = modules_by_path(model).items()
     forms: dict[str, tuple[object, ...]] = {
-        path: (type(layer).__name__, jax.tree.structure(layer)) for path, layer in layers
+        path: (type(layer).__name__, jax.tree.structure(layer))
+        for path, layer in modules_by_path(model).items()
     }
     for keys, leaf in jtu.tree_leaves_with_path(model):
-        form = str(leaf.shape) if is_array(leaf) else type(leaf).__name__
-        forms[path_str(keys)] = (repr(leaf) if np.isscalar(leaf) else form,)
+        if is_array(leaf):
+            form = str(leaf.shape)
+        else:
+            form = repr(leaf) if np.isscalar(leaf) else type(leaf).__name__
+        forms[path_str(keys)] = (form,)
     return forms
 
 

@@ -1,17 +1,18 @@
 """Intruder dimensions: large singular directions of an adapted weight that its layer lacked."""
 
 import dataclasses
+import functools
 import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 from jaxtyping import Array, PyTree
 
 from jno.lora import (
     AdapterSet,
-    LooseAdapter,
     LoRAWrapper,
     MatrixAdapter,
     SelectionError,
@@ -23,6 +24,7 @@ from jno.lora import (
 from jno.lora.extending import (
     Printed,
     adapted_layers,
+    check_rank,
     expect_model,
     over_stack,
     show_path,
@@ -31,11 +33,13 @@ from jno.lora.extending import (
 )
 from jno_lora_zoo import Factors, known_factors
 
+from ._matrices import MatrixRow, matrices_of
+from ._products import side_by_side, within_full_rank
 from ._to_lora import to_lora
 
 
 @dataclasses.dataclass(frozen=True)
-class IntruderRow:
+class IntruderRow(MatrixRow):
     """The intruder dimensions of one matrix.
 
     - `path`: of the layer; `array`: the name of the matrix in a layer with several; `part`: the
@@ -47,20 +51,9 @@ class IntruderRow:
     - `energy`: their fraction of `||W'||_F^2`.
     """
 
-    path: str
-    array: str
-    part: tuple[int, ...]
-    wrapper: type[LoRAWrapper]
-    shape: tuple[int, int]
     similarities: tuple[float, ...] = dataclasses.field(repr=False)
     intruders: tuple[int, ...]
     energy: float
-
-    @property
-    def label(self) -> str:
-        """`encoder/layers/0`, and `blocks/up[3]` of a stack."""
-        part = f"[{','.join(map(str, self.part))}]" if self.part else ""
-        return "/".join(filter(None, (self.path, self.array))) + part
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -82,9 +75,7 @@ class IntruderReport(Printed[IntruderRow]):
         columns = [("matrix", "left"), ("adapter", "left"), *((name, "right") for name in headings)]
         cells = (
             (
-                row.label,
-                row.wrapper.__name__,
-                f"{row.shape[0]:,} x {row.shape[1]:,}",
+                *row._first_cells(),
                 str(len(row.intruders)),
                 str(len(row.similarities)),
                 f"{min(row.similarities):.2f}",
@@ -128,17 +119,16 @@ def report_intruders(model: PyTree, *, top: int = 10, threshold: float = 0.5) ->
     rows: list[IntruderRow] = []
     left_out: list[str] = []
     for path, adapter in adapted_layers(resolve(model)):
-        pairs = _matrices(adapter)
-        if pairs is None:
+        pairs = _before_and_after(adapter)
+        if not pairs:
             left_out.append(path)
-            continue
         for array, (before, after) in pairs.items():
-            compared = _decomposed(before, after, top, threshold)
+            found = _find_intruders(before, after, top, threshold)
             for part in np.ndindex(before.shape[:-2]):
                 place = path, array, part, type(adapter), before.shape[-2:]
-                similarities = tuple(compared.similarities[part].tolist())
-                intruders = tuple(np.flatnonzero(compared.intrudes[part]).tolist())
-                energy = float(compared.energies[part])
+                similarities = tuple(found.similarities[part].tolist())
+                intruders = tuple(np.flatnonzero(found.intrudes[part]).tolist())
+                energy = float(found.energies[part])
                 rows.append(IntruderRow(*place, similarities, intruders, energy))
     if not rows and not left_out:
         raise SelectionError("The model has no adapters. Give the adapted model, before merging.")
@@ -187,28 +177,34 @@ def reduce_intruders(
         raise SelectionError(f"`factor` must be a number of 0 or more, but is {factor!r}.")
     put = swap_adapters(model, adapters)
     lora, _ = to_lora({path: a for path, a in adapted_layers(put) if path in adapters.adapters})
-    loose = extract_adapters(lora)
-    reduced: dict[str, LooseAdapter] = {}
+    loose = dict(extract_adapters(lora).adapters)
     for path, adapter in lora.items():
-        pairs, update = _matrices(adapter), known_factors(adapter)
-        if pairs is None or update is None or "" not in pairs:
+        pairs, update = _before_and_after(adapter), known_factors(adapter)
+        if update is None or "" not in pairs:
             raise SelectionError(
                 f"{show_path(path)}: a {type(adapter).__name__} has no single matrix whose "
                 "intruders could be scaled. Leave it out of the set."
             )
-        change = _decomposed(*pairs[""], top, threshold).change(factor - 1)
-        reduced[path] = _with_change(loose[path], update, change)
-    return AdapterSet(reduced)
+        found = _find_intruders(*pairs[""], top, threshold)
+        if found.intrudes.any():
+            change = found.as_update(factor - 1, update.A.dtype)
+            total = within_full_rank(side_by_side([update, change]))
+            state, rank, alpha = total.as_adapter(loose[path].wrapper)
+            loose[path] = dataclasses.replace(loose[path], state=state, rank=rank, alpha=alpha)
+    return AdapterSet(loose)
 
 
-class _Decomposed(NamedTuple):
-    """The singular triplets of `W'`, or of each slice of a stack, largest first."""
+class _Intruders(NamedTuple):
+    """The intruders of a matrix, or of each slice of a stack.
+
+    - `U`, `S`, `Vt`: the singular triplets of `W'`, largest first.
+    - `similarities`, `intrudes`: for each of the largest directions, the cosine with the nearest
+        direction of `W`, and whether it is an intruder.
+    """
 
     U: np.ndarray
     S: np.ndarray
     Vt: np.ndarray
-    # For each largest direction, the cosine with the nearest direction of `W`, and whether it is an
-    # intruder.
     similarities: np.ndarray
     intrudes: np.ndarray
 
@@ -220,24 +216,28 @@ class _Decomposed(NamedTuple):
         of_intruders = np.sum(squares[..., : self.intrudes.shape[-1]] * self.intrudes, axis=-1)
         return np.asarray(of_intruders / np.where(total > 0, total, 1))
 
-    def change(self, factor: float) -> tuple[np.ndarray, np.ndarray]:
-        """`factor` times the intruders' part of the matrix, as `A` and `B`."""
+    def as_update(self, factor: float, dtype: DTypeLike) -> Factors:
+        """`factor` times the intruders' part of `W'`."""
         most = np.max(np.sum(self.intrudes, axis=-1))
         # Slices with fewer intruders are padded with directions of size 0.
         order = np.argsort(~self.intrudes, axis=-1, kind="stable")[..., :most]
         sizes = np.take_along_axis(self.S, order, -1) * np.take_along_axis(self.intrudes, order, -1)
+        U = np.take_along_axis(self.U, order[..., None, :], -1)
         A = np.take_along_axis(self.Vt, order[..., None], -2)
-        return A, factor * np.take_along_axis(self.U, order[..., None, :], -1) * sizes[..., None, :]
+        B = factor * U * sizes[..., None, :]
+        return Factors(jnp.asarray(A, dtype), jnp.asarray(B, dtype))
 
 
-def _decomposed(before: np.ndarray, after: np.ndarray, top: int, threshold: float) -> _Decomposed:
+def _find_intruders(
+    before: np.ndarray, after: np.ndarray, top: int, threshold: float
+) -> _Intruders:
     U, S, Vt = np.linalg.svd(after, full_matrices=False)
     former, sizes, _ = np.linalg.svd(before, full_matrices=False)
     # Complex matrices have a free phase, as real matrices have a free sign.
     cosines = np.abs(np.swapaxes(former.conj(), -1, -2) @ U[..., :top])
     similarities = np.max(cosines * _is_nonzero(sizes, before.shape)[..., None], axis=-2)
     intrudes = (similarities < threshold) & _is_nonzero(S, after.shape)[..., :top]
-    return _Decomposed(U, S, Vt, similarities, intrudes)
+    return _Intruders(U, S, Vt, similarities, intrudes)
 
 
 def _is_nonzero(sizes: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
@@ -245,44 +245,23 @@ def _is_nonzero(sizes: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     return sizes > max(shape[-2:]) * np.finfo(np.float32).eps * sizes[..., :1]
 
 
-def _matrices(adapter: LoRAWrapper) -> dict[str, tuple[np.ndarray, np.ndarray]] | None:
-    """`W` and `W'`, `(*stack, out, in)`, by name (empty for a layer with one matrix)."""
-    cls = MatrixAdapter.of(type(adapter))
+def _before_and_after(adapter: LoRAWrapper) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """`W` and `W'`, `(*stack, out, in)`, by name. Empty if they are not known."""
     if not type(adapter).mergeable:
-        return None
-    matrices = over_stack(
-        lambda layer: cls.matrices(layer) or {"": cls.matrix(layer)},
-        type(adapter).stack_ndim(adapter.base),
-    )
+        return {}
+    read = functools.partial(matrices_of, MatrixAdapter.of(type(adapter)))
+    matrices = over_stack(read, type(adapter).stack_ndim(adapter.base))
     with jax.enable_x64(True):
         before, after = (jax.tree.map(_on_host, matrices(layer)) for layer in wide_layers(adapter))
-    pairs = {name: (W, after[name]) for name, W in before.items() if W is not None}
-    return pairs or None
+    return {name: (W, after[name]) for name, W in before.items()}
 
 
 def _on_host(matrix: Array) -> np.ndarray:
     return np.asarray(matrix, np.complex128 if jnp.iscomplexobj(matrix) else np.float64)
 
 
-def _with_change(
-    adapter: LooseAdapter, update: Factors, change: tuple[np.ndarray, np.ndarray]
-) -> LooseAdapter:
-    """Plain LoRA with the sum of its update and the change."""
-    if not change[0].size:
-        return adapter
-    A = np.concatenate([np.asarray(update.A, change[0].dtype), change[0]], axis=-2)
-    B = np.concatenate([np.asarray(update.B, change[1].dtype), change[1]], axis=-1)
-    if A.shape[-2] > update.largest_rank:
-        U, S, A = np.linalg.svd(B @ A, full_matrices=False)
-        B = U * S[..., None, :]
-    total = Factors(*(jnp.asarray(factor, update.A.dtype) for factor in (A, B)))
-    state, rank, alpha = total.as_adapter(adapter.wrapper)
-    return dataclasses.replace(adapter, state=state, rank=rank, alpha=alpha)
-
-
 def _check(top: object, threshold: object) -> None:
     """**Raises:** `SelectionError` unless both numbers are valid."""
-    if not isinstance(top, int | np.integer) or isinstance(top, bool) or top < 1:
-        raise SelectionError(f"`top` must be a whole number of at least 1, but is {top!r}.")
+    check_rank(top, "`top`")
     if not isinstance(threshold, int | float) or not 0 < threshold <= 1:
         raise SelectionError(f"`threshold` must be a number between 0 and 1, but is {threshold!r}.")

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
-from jaxtyping import Array, Float, Inexact
+from jaxtyping import Array, Float
 
 from jno.lora import (
     AdapterSet,
@@ -32,6 +32,7 @@ from jno.lora.extending import (
 )
 from jno_lora_zoo import Factors, Triplets
 
+from ._matrices import matrices_of
 from ._products import check_fraction, cut, lost_by_cutting, rank_for, triplets_of
 
 T = TypeVar("T")
@@ -105,15 +106,6 @@ def lora_classes(registry: Registry) -> list[type[MatrixAdapter]]:
 def has_several_matrices(cls: type[LoRAWrapper]) -> bool:
     """Whether a class is the plain LoRA of layers with several matrices."""
     return getattr(cls, "with_products", None) is not None
-
-
-def matrices_of(cls: type[MatrixAdapter], layer: eqx.Module) -> Mapping[str, Inexact[Array, "..."]]:
-    """The matrices of one plain `layer`, by name."""
-    if has_several_matrices(cls):
-        return cls.matrices(layer)
-    matrix = cls.matrix(layer)
-    assert matrix is not None
-    return {"": matrix}
 
 
 def lora_with(

@@ -90,29 +90,37 @@ class UpdateReport(eqx.Module, Printed[UpdateRow]):
 
     def _in_words(self, kept: float) -> str:
         least = min(self.rows, key=lambda row: float(row.energy))
-        advice = (
-            f" Below {_ENOUGH:.0%}, outputs may be far from the fine-tuned model's. Give a higher "
-            "`rank`, or `energy=0.95`, and measure the result."
-        )
-        return (
+        said = (
             f"The LoRA keeps {kept:.1%} of the change (by its squared norm), and the least, "
             f"{float(least.energy):.1%}, at {show_path(least.path)!r}."
-        ) + (advice if kept < _ENOUGH else "")
+        )
+        if kept >= _ENOUGH:
+            return said
+        return (
+            f"{said} Below {_ENOUGH:.0%}, outputs may be far from the fine-tuned model's. Give a "
+            "higher `rank`, or `energy=0.95`, and measure the result."
+        )
 
     def _table(self) -> Table:
         columns = [(name, "left") for name in ("path", "from", "to")]
-        columns += [("rank", "right"), ("error", "right"), ("energy", "right")]
-        rows: list[tuple[str, ...]] = []
-        for row in self.rows:
-            names = show_path(row.path), row.former.__name__, row.wrapper.__name__
-            rank = "" if row.rank is None else f"{row.rank}"
-            rows.append((*names, rank, f"{float(row.error):.1e}", f"{float(row.energy):.2%}"))
+        columns += [(name, "right") for name in ("rank", "error", "energy")]
+        cells = (
+            (
+                show_path(row.path),
+                row.former.__name__,
+                row.wrapper.__name__,
+                "" if row.rank is None else f"{row.rank}",
+                f"{float(row.error):.1e}",
+                f"{float(row.energy):.2%}",
+            )
+            for row in self.rows
+        )
         caption = "error: ‖lost‖ / ‖update‖; energy: the fraction of ‖update‖² that is kept"
         if self.kept is not None:
             caption += f"\n{self._in_words(self.kept)}"
         if self.leftovers:
             caption += f"\nchanged, and not adapted: {', '.join(map(show_path, self.leftovers))}"
-        return table(f"{len(self.rows)} adapters", columns, rows, caption, by_path=True)
+        return table(f"{len(self.rows)} adapters", columns, cells, caption, by_path=True)
 
 
 def triplets_of(matrix: Inexact[Array, "*stack out in"]) -> Triplets:
@@ -165,6 +173,24 @@ def padded(update: Factors, rank: int) -> Factors:
     stack, new = [(0, 0)] * (update.A.ndim - 2), (0, max(rank - update.rank, 0))
     A = jnp.pad(update.A, [*stack, new, (0, 0)])
     return Factors(A, jnp.pad(update.B, [*stack, (0, 0), new]))
+
+
+def side_by_side(updates: Collection[Factors]) -> Factors:
+    """The sum of several updates of one matrix, in their widest dtype."""
+    dtype = widest(factor.dtype for update in updates for factor in update)
+    A = jnp.concatenate([update.A.astype(dtype) for update in updates], axis=-2)
+    return Factors(A, jnp.concatenate([update.B.astype(dtype) for update in updates], axis=-1))
+
+
+def within_full_rank(update: Factors) -> Factors:
+    """The same update with at most the rank of the matrix, because adapters may not have more."""
+    if update.rank <= update.largest_rank:
+        return update
+    W = update.B @ update.A
+    identity = jnp.broadcast_to(
+        jnp.eye(update.largest_rank, dtype=W.dtype), (*W.shape[:-2], *[update.largest_rank] * 2)
+    )
+    return Factors(W, identity) if W.shape[-2] <= W.shape[-1] else Factors(identity, W)
 
 
 def scale_adapters(adapters: AdapterSet, factor: ArrayLike) -> AdapterSet:

@@ -1,6 +1,7 @@
 """Stack sets of adapters, so that each example of a batch can use a different set."""
 
 import dataclasses
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 
 import jax
@@ -133,13 +134,13 @@ def _above(rank: int | None, sets: Sequence[AdapterSet]) -> Iterator[str]:
 
 def _differences(sets: Sequence[AdapterSet], is_padded: bool) -> Iterator[str]:
     """Each fact that differs from the first set with this fact. Padded sets may lack adapters."""
-    facts_of_sets = [_facts(adapters, is_padded) for adapters in sets]
-    for name in dict.fromkeys(name for facts in facts_of_sets for name in facts):
-        first = next(number for number, facts in enumerate(facts_of_sets) if name in facts)
-        expected = facts_of_sets[first][name]
-        for number, facts in enumerate(facts_of_sets):
-            if (name in facts or not is_padded) and facts.get(name, "none") != expected:
-                value = facts.get(name, "none")
+    facts = [_facts(adapters, is_padded) for adapters in sets]
+    for name in dict.fromkeys(itertools.chain(*facts)):
+        having = [number for number in range(len(sets)) if name in facts[number]]
+        first, expected = having[0], facts[having[0]][name]
+        for number in having if is_padded else range(len(sets)):
+            value = facts[number].get(name, "none")
+            if value != expected:
                 yield f"{name}: {expected} in set {first}, {value} in set {number}"
 
 

@@ -50,6 +50,8 @@ from jno.lora.extending import (
 )
 from jno_lora_zoo import Factors, kind_for
 
+from ._products import side_by_side, within_full_rank
+
 M = TypeVar("M")
 
 
@@ -141,7 +143,7 @@ class AdapterSum(SeveralAdapters):
         if not is_known or len({_view_of(m.wrapper, self.base) for m in self.members}) > 1:
             return None
         shifts = [form.shift for form in forms.values() if form.shift is not None]
-        A, B = _side_by_side(forms.values())
+        A, B = side_by_side([Factors(form.A, form.B) for form in forms.values()])
         return LowRankForm(A, B, shift=sum(shifts[1:], shifts[0]) if shifts else None)
 
     def penalty(self) -> Array:
@@ -201,7 +203,8 @@ class AdapterSum(SeveralAdapters):
             products = [
                 m for m in remaining if m.name in forms and _view_of(m.wrapper, self.base) is view
             ]
-            update = _within_full_rank(*_side_by_side([forms[m.name] for m in products]))
+            factors = [Factors(forms[m.name].A, forms[m.name].B) for m in products]
+            update = within_full_rank(side_by_side(factors))
             parts.append(_Part(lora.from_state(self.base, *update.as_adapter(lora))))
             remaining = {m: weight for m, weight in remaining.items() if m not in products}
         for cls in dict.fromkeys(m.wrapper for m in remaining if adds_up(m.wrapper)):
@@ -264,21 +267,6 @@ def _plain_lora(products: Sequence[type[LoRAWrapper]], layer: object) -> type[Lo
         with contextlib.suppress(JnoLoraError):  # the zoo is blocked
             lora = next(filter(suits, default_registry().resolve("lora")), None)
     return lora
-
-
-def _side_by_side(forms: Collection[LowRankForm]) -> tuple[Array, Array]:
-    dtype = widest(x.dtype for form in forms for x in (form.A, form.B))
-    A = jnp.concatenate([form.A.astype(dtype) for form in forms])
-    return A, jnp.concatenate([form.B.astype(dtype) for form in forms], axis=1)
-
-
-def _within_full_rank(A: Array, B: Array) -> Factors:
-    """`B A` with at most the rank of the matrix, because adapters may not have more."""
-    update = Factors(A, B)
-    if update.rank <= update.largest_rank:
-        return update
-    identity = jnp.eye(update.largest_rank, dtype=A.dtype)
-    return Factors(B @ A, identity) if len(B) <= A.shape[1] else Factors(identity, B @ A)
 
 
 def _changed(base: eqx.Module, parts: Sequence[_Part]) -> eqx.Module:
