@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
-from . import _solvers as solvers, _weights as weights
+from . import _solvers as solvers
 
 CACHE = pathlib.Path(__file__).parent / "cache"
 
@@ -51,6 +51,7 @@ class Family:
     - `head`: regex of the layers that a user would call the head.
     - `spectral`: regex of the layers with spectral weights.
     - `attention`: regex of the linear layers of attention and of the networks after attention.
+    - `command`: what pretrains the model, where this takes too long for the first run of a study.
     """
 
     name: str
@@ -67,6 +68,7 @@ class Family:
     batch: int = 32
     steps: int = 2000
     rate: float = 2e-3
+    command: str | None = None
 
 
 def _fields_1d(key: Array, number: int) -> Float[Array, "batch n"]:
@@ -190,30 +192,29 @@ def shifted(fields: Array, shifts: Array, axes: tuple[int, ...]) -> Array:
 
 
 def pretrained(family: Family, effort: Effort) -> Any:
-    """The model of a family, trained on the source setting, or read: from the weights that the
-    repository stores, or from the cache.
-    """
-    model = family.make(jax.random.key(1))
-    name = _recipe(family, effort, model)
-    if (stored := weights.FOLDER / f"{name}.npz").exists():
-        return weights.read(stored, model)
-    file = CACHE / f"{name}.eqx"
-    if file.exists():
-        return eqx.tree_deserialise_leaves(file, model)
-    model = pretrain(family, effort, model)
-    CACHE.mkdir(exist_ok=True)
-    unfinished = file.with_suffix(".unfinished")  # a killed run leaves no broken cache file
-    eqx.tree_serialise_leaves(unfinished, model)
-    unfinished.rename(file)
-    return model
+    """The model of a family, trained on the source setting, or read from the cache."""
+    file, model = _cached(family, effort)
+    if family.command and effort.pretraining_steps is None and not file.exists():
+        raise FileNotFoundError(f"There is no {file} yet. `{family.command}` pretrains the model.")
+    return eqx.tree_deserialise_leaves(store(family, effort), model)
 
 
 def store(family: Family, effort: Effort) -> pathlib.Path:
-    """Pretrain a model, write its weights to the repository, and return their file."""
-    model = pretrain(family, effort, family.make(jax.random.key(1)))
-    file = weights.FOLDER / f"{_recipe(family, effort, model)}.npz"
-    weights.write(file, model)
+    """The file of the pretrained model in the cache. Pretrain the model if it is not there."""
+    file, model = _cached(family, effort)
+    if not file.exists():
+        model = pretrain(family, effort, model)
+        CACHE.mkdir(exist_ok=True)
+        unfinished = file.with_suffix(".unfinished")  # a killed run leaves no broken cache file
+        eqx.tree_serialise_leaves(unfinished, model)
+        unfinished.rename(file)
     return file
+
+
+def _cached(family: Family, effort: Effort) -> tuple[pathlib.Path, Any]:
+    """The file of the pretrained model in the cache, and the model before it is pretrained."""
+    model = family.make(jax.random.key(1))
+    return CACHE / f"{_recipe(family, effort, model)}.eqx", model
 
 
 def _recipe(family: Family, effort: Effort, model: Any) -> str:

@@ -1,7 +1,7 @@
 """The study of conditional adapters again, in the right coordinate of a viscosity.
 
     python -m studies.again            # the four tasks: run all missing runs
-    python -m studies.again.large      # the two large models
+    python -m studies.again.large      # the two large models, from `python -m studies.large.store`
     python -m studies.again --report   # write the section of docs/evidence/conditional-study.md
 
 The goal was set before any run: an adapter with scales and shifts (`Conditional(film=True)`) trains

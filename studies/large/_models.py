@@ -28,6 +28,7 @@ def _apply_transformer(model: Any, fields: Float[Array, "batch n n"]) -> Float[A
 
 _SOLVE = functools.partial(solvers.navier_stokes, time=1.0)
 _SOURCE = {"viscosity": 0.02}
+_COMMAND = "python -m studies.large.store"
 
 FNO = Family(
     "fno2d-64",
@@ -44,6 +45,7 @@ FNO = Family(
     spectral="conv_layers",
     batch=16,
     steps=4000,
+    command=_COMMAND,
 )
 TRANSFORMER = Family(
     "poseidon-64",
@@ -71,4 +73,5 @@ TRANSFORMER = Family(
     points=64,
     batch=16,
     steps=4000,
+    command=_COMMAND,
 )
