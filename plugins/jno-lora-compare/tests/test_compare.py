@@ -3,7 +3,6 @@
 import csv
 import itertools
 import math
-import pathlib
 import types
 from typing import NamedTuple
 
@@ -15,13 +14,10 @@ import optax
 import pytest
 from tests.core.toys import ToyConv, ToyLinear, ToyScale, same
 
-import jno_lora_compare
 import jno_lora_compare._compare as comparing
-import jno_lora_train
 import jno_lora_train._trainer as trainer_module
 from jno.lora import (
     About,
-    JnoLoraWarning,
     MatrixAdapter,
     Net,
     Registry,
@@ -302,7 +298,7 @@ def test_an_iterator_without_end_is_read_once_and_shared(run, batches):
             "'statistics'.*statistics_from",
         ),
         ({"wrappers": ["full", {"name": "full", "wrapper": ToyLinear}]}, "Two .* are called 'full"),
-        ({"steps": 0}, "`steps` must be a whole number of at least 1, but is 0"),
+        ({"steps": 0}, "`steps` must be an integer of at least 1, but is 0"),
         ({"statistics_from": (1,)}, r"a pair `\(batches, loss\)`"),
         # None of the adapters fits.
         ({"wrappers": [ToyLinear, "full"], "target": "laiers"}, "selects no layer"),
@@ -491,13 +487,3 @@ def test_the_clock_times_steps_and_compilation(run, monkeypatch):
     monkeypatch.setattr(trainer_module, "time", clock)
     rows = run("none", "full", steps=3).rows
     assert [(row.milliseconds, row.compile_seconds) for row in rows] == [(250.0, 0.25)] * 2
-
-
-# The parts of a training loop moved to jno-lora-train. Their old names still work, and warn.
-@pytest.mark.parametrize("name", ["ScannedLayers", "Trainer", "TrainingRun"])
-def test_an_old_name_is_the_new_class_and_says_so(name):
-    with pytest.warns(JnoLoraWarning, match=f"from jno_lora_train import {name}") as warned:
-        value = getattr(jno_lora_compare, name)
-    assert value is getattr(jno_lora_train, name)
-    files = [pathlib.Path(warning.filename).name for warning in warned]
-    assert files == [pathlib.Path(__file__).name]

@@ -3,16 +3,19 @@
 import math
 import statistics
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, TypeAlias
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import PyTree
+from jaxtyping import Array, PyTree
 
 from jno.lora import SelectionError
 from jno.lora.extending import adapted_layers, bullets, expect_model, show_array, show_path
+
+# `loss(model, batch)` returns a scalar.
+Loss: TypeAlias = Callable[[PyTree, PyTree], Array]
 
 
 def check_model(model: PyTree) -> None:
@@ -26,18 +29,12 @@ def check_model(model: PyTree) -> None:
         )
 
 
-def check_steps(steps: Any) -> None:
-    if not isinstance(steps, int | np.integer) or isinstance(steps, bool) or steps < 1:
-        raise SelectionError(f"`steps` must be a whole number of at least 1, but is {steps!r}.")
-
-
-def checked_rates(learning_rate: Any, optimizer: Any) -> tuple[float, ...]:
+def checked_rates(learning_rate: Any, optimizer: object) -> tuple[float, ...]:
     """The learning rates of Adam, which is empty if `optimizer` replaces Adam."""
     if optimizer is not None:
         if learning_rate is not None:
             raise SelectionError(
-                "`optimizer` has its own learning rate, so leave out `learning_rate` or "
-                "`optimizer`."
+                "Both set a learning rate: leave out `learning_rate` or `optimizer`."
             )
         return ()
     try:
@@ -52,9 +49,7 @@ def checked_rates(learning_rate: Any, optimizer: Any) -> tuple[float, ...]:
     return rates
 
 
-def check_loss(
-    loss: Callable[[Any, Any], Any], model: PyTree, batch: PyTree, name: str = "loss"
-) -> None:
+def check_loss(loss: Loss, model: PyTree, batch: PyTree, name: str = "loss") -> None:
     try:
         value = eqx.filter_eval_shape(loss, model, batch)
     except Exception as err:
@@ -86,9 +81,7 @@ def _form(batch: PyTree) -> str:
     return f"{shown} ({jax.tree.structure(batch)})"
 
 
-def kept_error(
-    keep: Any, loss: Callable[[Any, Any], Any], model: PyTree
-) -> Callable[[PyTree], float]:
+def kept_error(keep: Any, loss: Loss, model: PyTree) -> Callable[[PyTree], float]:
     """The mean error of a model on the argument `keep` of `compare`.
 
     **Raises:** `SelectionError` if there are no batches, or the error of `model` is not one real

@@ -11,26 +11,11 @@ import numpy as np
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from jno.lora import Net, Registry
-from jno.lora.extending import Bar, default_registry
+from jno.lora.extending import Bar, check_rank, default_registry
 from jno_lora_zoo import check_statistics_from
 
-from ._candidates import (
-    Candidate,
-    adapt,
-    check_candidates,
-    check_names,
-    check_plans,
-    name_of,
-    replace_all,
-)
-from ._checks import (
-    check_batches,
-    check_loss,
-    check_model,
-    check_steps,
-    checked_rates,
-    kept_error,
-)
+from ._candidates import Candidate, Description, adapt, candidates_of
+from ._checks import Loss, check_batches, check_loss, check_model, checked_rates, kept_error
 from ._comparison import Comparison
 from ._fitting import Task, adam
 from ._row import ComparisonRow
@@ -40,9 +25,9 @@ _LOG = logging.getLogger("jno.lora.compare")
 
 def compare(
     model: PyTree,
-    loss: Callable[[Any, Any], Array],
+    loss: Loss,
     batches: Iterable[PyTree],
-    wrappers: Sequence[Candidate],
+    wrappers: Sequence[Description],
     *,
     steps: int,
     key: PRNGKeyArray,
@@ -107,63 +92,54 @@ def compare(
     `keep`, raises on the model as it is.
     """
     check_model(model)
-    candidates = [wrappers] if isinstance(wrappers, str | type) else list(wrappers)
-    check_candidates(candidates)
-    check_steps(steps)
+    check_rank(steps, "`steps`")
     rates = checked_rates(learning_rate, optimizer)
     optimizer = adam() if optimizer is None else optimizer
-    if statistics_from is not None:
-        check_statistics_from(statistics_from)
+    source = None if statistics_from is None else check_statistics_from(statistics_from)
     settings = {"rank": rank, "alpha": alpha, "target": target, "options": options}
     plain_net = Net(model, key=key, registry=registry)
-    candidates = replace_all(candidates, plain_net, registry or default_registry(), settings)
-    check_names(candidates)
-    check_plans(plain_net, candidates, settings)
-    # Not before, because this may use up an iterator.
+    candidates = candidates_of(wrappers, plain_net, registry or default_registry(), settings)
+    # Not before, because this may use up an iterator. All candidates read the same batches.
     read_batches = list(itertools.islice(batches, steps))
     check_batches(read_batches)
     check_loss(loss, model, read_batches[0])
     error_of = None if keep is None else kept_error(keep, loss, model)
-    # A list, because all candidates read the batches, which may be an iterator.
-    data = (
-        (read_batches[:8], loss)
-        if statistics_from is None
-        else (list(statistics_from[0]), statistics_from[1])
-    )
+    data = (read_batches[:8], loss) if source is None else (list(source[0]), source[1])
     task = Task(loss, read_batches, steps, optimizer, rates, score, error_of)
     before = None if error_of is None else error_of(model)
 
-    def train_candidate(candidate: Candidate, on_step: Callable[[], None]) -> ComparisonRow:
+    def train(candidate: Candidate, on_step: Callable[[], None]) -> ComparisonRow:
         net = Net(model, key=key, registry=registry)
-        adapt(net, candidate, data, settings)
-        return task.train(name_of(candidate), net, on_step)
+        adapt(net, candidate, data)
+        return task.train(candidate.name, net, on_step)
 
-    trained, interrupted = _train_all(candidates, train_candidate, steps * max(1, len(rates)))
-    return Comparison(trained, steps, interrupted, rates, before)
+    rows, interrupted = _train_all(candidates, train, steps * max(1, len(rates)))
+    return Comparison(rows, steps, interrupted, rates, before)
 
 
 def _train_all(
-    candidates: Sequence[Candidate], train: Callable[..., ComparisonRow], steps_each: int
+    candidates: Sequence[Candidate],
+    train: Callable[[Candidate, Callable[[], None]], ComparisonRow],
+    steps_each: int,
 ) -> tuple[tuple[ComparisonRow, ...], bool]:
     """The rows of the candidates, trained in order, and whether Ctrl-C stopped them."""
     rows: list[ComparisonRow] = []
-    interrupted = False
     try:
         with Bar(len(candidates) * steps_each) as bar:
             for number, candidate in enumerate(candidates):
-                name = name_of(candidate)
-                bar.update(completed=number * steps_each, what=name)
+                bar.update(completed=number * steps_each, what=candidate.name)
                 start = time.perf_counter()
                 try:
-                    rows.append(train(candidate, bar.advance))
+                    row = train(candidate, bar.advance)
                 except Exception as err:
                     # Keep the error as text, because its traceback would keep the arrays alive.
-                    _LOG.info("The candidate %s failed", name, exc_info=True)
-                    rows.append(ComparisonRow(name, error=f"{type(err).__name__}: {err}"))
-                _report(rows[-1], time.perf_counter() - start)
+                    _LOG.info("The candidate %s failed", candidate.name, exc_info=True)
+                    row = ComparisonRow(candidate.name, error=f"{type(err).__name__}: {err}")
+                rows.append(row)
+                _report(row, time.perf_counter() - start)
     except KeyboardInterrupt:
-        interrupted = True
-    return tuple(rows), interrupted
+        return tuple(rows), True
+    return tuple(rows), False
 
 
 def _report(row: ComparisonRow, seconds: float) -> None:

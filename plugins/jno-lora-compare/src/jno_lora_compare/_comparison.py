@@ -104,8 +104,8 @@ class Comparison(Printed[ComparisonRow]):
 
         **Raises:** `OSError` if the file cannot be written.
         """
-        columns = ("name", "trainable", "learning_rate", "score", "kept_error", "final_loss")
-        columns += ("best_loss", "milliseconds", "temp_bytes", "compile_seconds", "error")
+        names = [field.name for field in dataclasses.fields(ComparisonRow)]
+        columns = [name for name in names if name not in ("losses", "model")]
         with open(path, "w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             writer.writerow(columns)

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from matplotlib import colormaps
@@ -68,12 +67,12 @@ def draw_times(figure: Figure, rows: Sequence[ComparisonRow]) -> None:
     figure.colorbar(points, label="milliseconds per step")
 
 
-def _results(rows: Sequence[ComparisonRow]) -> tuple[str, list[Any]]:
+def _results(rows: Sequence[ComparisonRow]) -> tuple[str, list[float]]:
     """The name and the values of the measure that the candidates are judged by."""
-    scores = [row.score for row in rows]
-    if None not in scores:
+    scores = [row.score for row in rows if row.score is not None]
+    if len(scores) == len(rows):
         return "score", scores
-    return "final loss", [row.final_loss for row in rows]
+    return "final loss", [row.final_loss for row in rows if row.final_loss is not None]
 
 
 def _round_labels(axis: Axis, values: Sequence[float]) -> None:

@@ -8,23 +8,26 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, PyTree
+from jaxtyping import PyTree
 
 from jno.lora import Net, resolve
 from jno.lora.extending import imported_for
 from jno_lora_train import Trainer
 
+from ._checks import Loss
 from ._row import ComparisonRow
 
 
 class Task(NamedTuple):
-    loss: Callable[[Any, Any], Array]
+    """What every candidate is trained on: data, steps, optimiser and learning rates."""
+
+    loss: Loss
     batches: list[PyTree]
     steps: int
     optimizer: Any
     rates: tuple[float, ...]  # empty if the optimiser brings its learning rate
-    score: Callable[[Any], Any] | None
-    kept_error: Callable[[Any], float] | None
+    score: Callable[[PyTree], Any] | None
+    kept_error: Callable[[PyTree], float] | None
 
     def train(self, name: str, net: Net, on_step: Callable[[], None]) -> ComparisonRow:
         """Train the trainable part of `net` at each rate, and return the best trial as a row."""

@@ -1,7 +1,8 @@
 """The result of one candidate."""
 
 import dataclasses
-from typing import Any
+
+from jaxtyping import PyTree
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +36,6 @@ class ComparisonRow:
     learning_rate: float | None = None
     score: float | None = None
     losses: tuple[float, ...] = dataclasses.field(default=(), repr=False)
-    model: Any = dataclasses.field(default=None, repr=False, compare=False)
+    model: PyTree = dataclasses.field(default=None, repr=False, compare=False)
     error: str | None = None
     kept_error: float | None = None
