@@ -1,10 +1,8 @@
 """The public interface as text, a name a line: what `public_api.txt` holds.
 
-    python tests/api/snapshot.py            # what changed
-    python tests/api/snapshot.py --write    # takes it down
-
-`plugin_api_1.txt` is the part that plugins of `jno_lora_api = 1` may rely on. `--write` only adds
-lines to it: a line goes, by hand, one release after CHANGELOG.md has its name under "Deprecated".
+`python -m docs.update` takes it down. `plugin_api_1.txt` is the part that plugins of
+`jno_lora_api = 1` may rely on. The command only adds lines to it: a line goes, by hand, one release
+after CHANGELOG.md has its name under "Deprecated".
 
 Names, kinds, parameters and defaults; not annotations, whose form depends on the interpreter.
 """
@@ -15,7 +13,6 @@ import importlib
 import inspect
 import pathlib
 import re
-import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -46,7 +43,7 @@ FORWARDED = {"jno", "jno_lora_testing", "jno_lora_combine", "jno_lora_train"}
 PLUGINS = (
     *("zoo", "arrays", "attention", "bank", "foundax", "combine", "compare", "conditional"),
     *("conditional.testing", "e3nn", "haliax", "jno", "routed", "routed.testing", "train"),
-    *("convert", "uncertainty"),
+    *("convert", "proof", "uncertainty"),
 )
 
 
@@ -221,16 +218,10 @@ def taken_down(file: pathlib.Path | None = None) -> list[str]:
     return (file or FILE).read_text().splitlines()
 
 
-def main(arguments: list[str]) -> None:
-    """Show what changed, and with `--write` take it down."""
-    now = lines()
-    print("\n".join(difference(taken_down(), now)) or "Nothing has changed.")
-    if "--write" in arguments:
-        FILE.write_text("\n".join([*now, ""]))
-        promises = taken_down(PLUGIN_FILE)
-        new = [line for line in promised(now) if line not in promises]
-        PLUGIN_FILE.write_text("\n".join([*sorted([*promises, *new]), ""]))
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])
+def files() -> dict[pathlib.Path, str]:
+    """The text of both files."""
+    now, promises = lines(), taken_down(PLUGIN_FILE)
+    return {
+        FILE: "\n".join([*now, ""]),
+        PLUGIN_FILE: "\n".join([*sorted({*promises, *promised(now)}), ""]),
+    }

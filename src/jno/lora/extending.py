@@ -75,6 +75,7 @@ from ._registry import (
 from ._run import run as run
 from ._sets import (
     NamedSet as NamedSet,
+    Proofs as Proofs,
     SeveralAdapters as SeveralAdapters,
     Sums as Sums,
     Trains as Trains,

@@ -32,6 +32,7 @@ def load_adapters(
     strict: Strict = True,
     wrappers: Classes = (),
     registry: Registry | None = None,
+    prove: bool = False,
 ) -> M:
     """`model` with the adapters of a file around its layers.
 
@@ -49,20 +50,27 @@ def load_adapters(
         made for (see `save_adapters`).
     - `wrappers`: one class or several. Other classes come from the plugin that the file names.
     - `registry`: where to look up that plugin, instead of among the installed plugins.
+    - `prove`: whether to call the model on the inputs of the file's proof, and raise if the
+        adapters do not compute what they computed there. Needs `jno-lora[proof]`.
 
     **Returns:** the adapted model (or the `Net`). NaN and infinity only cause a `JnoLoraWarning`,
     and so do different values of a layer unless `strict` is `"values"`.
 
     **Raises:** `CheckpointError` if the file is damaged, a plugin is missing or older than the
-    plugin that wrote it, or something does not fit the model; the message lists every problem.
-    `WrapperError` if one of `wrappers` is not an adapter class, `SelectionError` if two classes
-    have the same name.
+    plugin that wrote it, or something does not fit the model; the message lists every problem. With
+    `prove`, also if the file has no proof, or the adapters do not act. `WrapperError` if one of
+    `wrappers` is not an adapter class, `SelectionError` if two classes have the same name.
     """
     if isinstance(model, NotAPytree):
         net: Any = model
-        return net.load_adapters(path, strict=strict, wrappers=wrappers, registry=registry)
+        settings: Any = {"strict": strict, "wrappers": wrappers, "prove": prove}
+        return net.load_adapters(path, registry=registry, **settings)
     expect_model(model, "load_adapters")
-    return load(model, read_for(path), wrappers, default_registry(registry), strict)[0]
+    registry = default_registry(registry)
+    adapted, _ = load(model, read_for(path), wrappers, registry, strict)
+    if prove:
+        registry.proofs().check(adapted, path)
+    return adapted
 
 
 def load_extended(

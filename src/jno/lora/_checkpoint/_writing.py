@@ -43,6 +43,7 @@ def save_adapters(
     registry: Registry | None = None,
     base_values: bool | PyTree = True,
     metadata: Mapping[str, Any] | None = None,
+    proof: Any = None,
 ) -> None:
     """Write only the adapters of a model into one safetensors file.
 
@@ -62,6 +63,9 @@ def save_adapters(
         for. A layer that its adapter changed (PiSSA) gets a hash only from a `Net`.
     - `metadata`: a flat dict of strings, bools, finite numbers and lists of these, such as
         `{"nu": 0.05}`. `read_metadata(path)` returns it, and `jno-lora inspect` shows it.
+    - `proof`: inputs of the model. The file then keeps what the model computes on them, so that
+        `load_adapters(..., prove=True)` and `jno_lora_proof.prove` find out whether loaded adapters
+        act. Needs `jno-lora[proof]`.
 
     **Raises:** `CheckpointError` if there are no adapters, an array or a value of the metadata
     cannot be stored (typed PRNG keys, dtypes that safetensors lacks, tracers; NaN, nested dicts),
@@ -70,12 +74,15 @@ def save_adapters(
     """
     if isinstance(model, NotAPytree):
         net: Any = model
-        net.save_adapters(path, registry=registry, base_values=base_values, metadata=metadata)
+        settings: Any = {"base_values": base_values, "metadata": metadata, "proof": proof}
+        net.save_adapters(path, registry=registry, **settings)
         return
     if not isinstance(model, AdapterSet):
         expect_model(model, "save_adapters")
         _refuse_half(model)
     save(model, path, default_registry(registry), base_values, metadata)
+    if proof is not None:
+        default_registry(registry).proofs().write(model, path, proof)
 
 
 def save_extended(

@@ -59,7 +59,8 @@ class LoRAWrapper(eqx.nn.StatefulLayer):
     the value has no arrays (`in_features`), else from the merged layer (`weight`). An adapter that
     is not `mergeable` returns the fields of `base`.
 
-    The page "Your own adapter" of the documentation has a complete one, and `jno-lora new` writes one.
+    The page "Your own adapter" of the documentation has a complete one, and `jno-lora new` makes a
+    package.
     """
 
     # Names of the trainable fields. Everything else in the adapter is frozen.

@@ -468,6 +468,7 @@ class Net(NotAPytree):
         registry: Registry | None = None,
         base_values: bool | PyTree = True,
         metadata: Mapping[str, Any] | None = None,
+        proof: Any = None,
     ) -> "Net":
         """Write the model's adapters into one safetensors file. See `jno.lora.save_adapters`.
 
@@ -481,6 +482,8 @@ class Net(NotAPytree):
         state = self._whole
         registry, originals = registry or self._registry, state.original_layers()
         save(state.module, path, registry, base_values, metadata, originals=originals)
+        if proof is not None:
+            registry.proofs().write(self, path, proof)
         if unsaved := state.trained_outside():
             warn(
                 f"The adapters were saved. {len(unsaved)} other arrays train too, and are in no "
@@ -502,6 +505,7 @@ class Net(NotAPytree):
         strict: Strict = True,
         wrappers: Classes = (),
         registry: Registry | None = None,
+        prove: bool = False,
     ) -> "Net":
         """Put the adapters of a file around their layers. See `jno.lora.load_adapters`.
 
@@ -533,6 +537,8 @@ class Net(NotAPytree):
                 "Call net.deactivate() first, which keeps them. Or give the file a name: "
                 "net.add_adapter(name, jno.lora.read_adapters(path)).activate(name)"
             )
+        if prove:
+            (registry or self._registry).proofs().check(loaded.module, path)
         return self._become(loaded.with_names_of_sum())
 
     @property

@@ -1,4 +1,4 @@
-"""The three hooks that a plugin may implement (pluggy project `jno_lora`)."""
+"""The hooks that a plugin may implement (pluggy project `jno_lora`)."""
 
 import sys
 from collections.abc import Iterable
@@ -34,6 +34,14 @@ def jno_lora_sums() -> Any:
     """Return the functions that add sets of adapters up: `jno.lora.extending.Sums`.
 
     Called for `net.activate("a", "b")`, and for a model with a sum.
+    """
+
+
+@hookspec(firstresult=True)
+def jno_lora_proofs() -> Any:
+    """Return the functions that write and check proofs in files: `jno.lora.extending.Proofs`.
+
+    Called for `save_adapters(..., proof=inputs)` and `load_adapters(..., prove=True)`.
     """
 
 

@@ -318,10 +318,21 @@ class Registry:
 
         **Raises:** `PluginError` if no plugin does.
         """
+        return self._first("jno_lora_sums", f"add sets of adapters up. {_ZOO_ADVICE}")
+
+    def proofs(self) -> Any:
+        """The `Proofs` of the first plugin that has them. Loads all plugins.
+
+        **Raises:** `PluginError` if no plugin does.
+        """
+        advice = 'pip install "jno-lora[proof]"'
+        return self._first("jno_lora_proofs", f"write and check proofs in files. {advice}")
+
+    def _first(self, name: str, what: str) -> Any:
         self._load(strict=False)
-        for _, hook in self.hooks("jno_lora_sums"):
+        for _, hook in self.hooks(name):
             return hook()
-        raise PluginError(f"No plugin can add sets of adapters up. {_ZOO_ADVICE}")
+        raise PluginError(f"No plugin can {what}")
 
     def register(self, item: Any) -> Any:
         """Register an adapter class, or an object with hook implementations, in this process.

@@ -3,6 +3,7 @@
 from ._members import (
     NamedSet,
     NamedSets,
+    Proofs,
     SeveralAdapters,
     Sums,
     Trains,

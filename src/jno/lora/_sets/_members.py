@@ -87,6 +87,18 @@ class Sums(NamedTuple):
     split: Callable[[AdapterSet], dict[str, AdapterSet]]
 
 
+class Proofs(NamedTuple):
+    """What a plugin returns from the hook `jno_lora_proofs`.
+
+    - `write`: `write(model, path, inputs, names)` puts a proof into a file, or a folder of PEFT.
+        `names` has the name in the file of each path, where they differ, or is `None`.
+    - `check`: `check(model, path, names)` raises a `CheckpointError` if the adapters do not act.
+    """
+
+    write: Callable[..., None]
+    check: Callable[..., None]
+
+
 def members_of(cls: type[LoRAWrapper]) -> tuple[Member, ...]:
     """The adapters that `cls` adds up; none for a single adapter."""
     return cls.members if issubclass(cls, SeveralAdapters) else ()
