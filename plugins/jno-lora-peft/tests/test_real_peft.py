@@ -12,7 +12,7 @@ from safetensors.numpy import save_file
 from jno.lora import PeftFormatError
 from jno_lora_convert import extract_peft
 from jno_lora_peft import load_peft, save_peft
-from jno_lora_peft.config import known_settings
+from jno_lora_peft.config import KNOWN_SETTINGS
 from jno_lora_peft.types import TYPES
 
 
@@ -33,7 +33,7 @@ def test_the_twins_agree(plain):
 def test_no_setting_of_peft_is_taken_for_a_misspelling():
     for kind, config in torch.configurations().items():
         if kind in TYPES:
-            assert {field.name for field in dataclasses.fields(config)} <= known_settings(kind)
+            assert {field.name for field in dataclasses.fields(config)} <= KNOWN_SETTINGS
 
 
 # The cases of types that are held by LoRA, or by the weight itself, and are written otherwise.

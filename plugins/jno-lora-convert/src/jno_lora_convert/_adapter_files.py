@@ -92,7 +92,6 @@ def _write_peft(out: Path, updates: list[Update], dropout: float) -> None:
     if len(flags) > 1:
         raise PeftFormatError("PEFT has one fan_in_fan_out for all linear layers.")
     ranks = {update.module.name: update.rank for update in updates}
-    alphas = {name: int(x) if x.is_integer() else x for name, x in _alphas(updates).items()}
     config = {
         "peft_type": "LORA",
         "inference_mode": True,
@@ -100,8 +99,8 @@ def _write_peft(out: Path, updates: list[Update], dropout: float) -> None:
         "bias": "none",
         "target_modules": sorted(ranks),
         "lora_dropout": dropout,
-        **with_pattern(LORA.rank, ranks, {}),
-        **with_pattern(LORA.alpha, alphas, {}),
+        **with_pattern(LORA.rank, ranks),
+        **with_pattern(LORA.alpha, _alphas(updates)),
     }
     tensors = _torch_tensors(updates)
     write(out, config, {f"{PREFIX}{name}": tensor for name, tensor in tensors.items()})

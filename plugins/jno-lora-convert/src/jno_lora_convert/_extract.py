@@ -5,7 +5,7 @@ import functools
 import warnings
 from collections.abc import Callable, Container, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import equinox as eqx
 import jax
@@ -19,7 +19,7 @@ from jno_lora_peft.files import Directory, write
 from jno_lora_peft.layouts import layout_of
 from jno_lora_peft.names import EMBEDDING, HEAD, PREFIX, compiled, is_embedding
 from jno_lora_peft.saving import targets, with_pattern
-from jno_lora_peft.types import TYPES
+from jno_lora_peft.types.lora import LORA
 
 from ._arrays import Array, flat
 from ._states import open_state
@@ -117,11 +117,10 @@ def extract_peft(
         **_kept(new, left if leftovers == "keep" else [], ranks, tensors),
         **_tied("lm_head.weight" in old, tied, ranks, tensors),
     }
-    kind, numbers = TYPES["LORA"], dict[str, Any](ranks)
     settings |= {"peft_type": "LORA", "inference_mode": True, "use_rslora": False}
     settings["fan_in_fan_out"] = bool(linear & flipped)
-    for setting in (kind.rank, kind.alpha):  # the scale is 1
-        settings |= with_pattern(setting, numbers, {})
+    for setting in (LORA.rank, LORA.alpha):  # the scale is 1
+        settings |= with_pattern(setting, ranks)
     report = UpdateReport(tuple(rows), tuple(left)).warn_of_loss()
     write(directory, settings, tensors)
     return report

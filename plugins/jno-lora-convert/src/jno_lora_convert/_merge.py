@@ -50,7 +50,7 @@ class Merge:
         if self.base.is_file():
             if out.suffix != ".safetensors":
                 raise PeftFormatError(
-                    f"{out.name!r} must end in .safetensors, the format of merged files."
+                    f"{out.name!r} must end in .safetensors, as it is written so."
                 )
             self._write_file(out, self.weights)
         elif files := weight_files(self.base):
@@ -94,9 +94,7 @@ class Merge:
             total = update.added_to(weight[update.place], dtype)
             weight[update.place] = total.astype(weight.dtype)
         if not np.isfinite(weight).all():
-            raise PeftFormatError(
-                f"{name} has NaN or infinity in {weight.dtype} when it is merged."
-            )
+            raise PeftFormatError(f"{name} has NaN or infinity in {weight.dtype} when merged.")
         return weight
 
     def _write_file(self, path: Path, names: Iterable[str]) -> None:

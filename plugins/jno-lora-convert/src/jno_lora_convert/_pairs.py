@@ -80,9 +80,7 @@ class Pair:
         if (layer := state.config_for(self.key)) is not None:
             return layer.config.alpha(layer.name)
         if state.alpha is not None and given not in (None, state.alpha):
-            raise SelectionError(
-                f"alpha={given!r}, but the state was saved with alpha={state.alpha!r}"
-            )
+            raise SelectionError(f"alpha={given!r}, but the state has alpha={state.alpha!r}")
         if self.source.alpha == "none":
             return None
         alpha = state.alpha if given is None else given
@@ -95,8 +93,8 @@ class Pair:
             raise SelectionError(
                 f"{show_path(self.key)}: {self.source.name} scales an update by alpha / rank, and "
                 "the alpha is not in the arrays. Read a directory of PEFT by load_peft, or give "
-                "the alpha of adapter_config.json, of openpi's LoRAConfig or of Qwix's LoraRule: "
-                "load_lora_state and convert_lora take alpha=16, and jno-lora convert --alpha 16"
+                "the alpha of openpi's LoRAConfig or Qwix's LoraRule: load_lora_state and "
+                "convert_lora take alpha=16, and jno-lora convert --alpha 16"
             )
         return None
 

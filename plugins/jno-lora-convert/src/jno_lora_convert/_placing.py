@@ -72,27 +72,11 @@ class Placer:
         """The layers of a pair, if the model has them."""
         if pair.law:
             raise MisfitError(f"it has the axes of {pair.source.name}: use convert_lora(to='peft')")
-        if (place := self._find_layer(pair)) is not None:
-            return self._on_one_layer(pair, place)
-        for path in pair.paths if pair.source.inputs_first else ():
-            if (first := self._find(f"{path}[0]")) is not None:
-                layout = _layout(_base(self.modules[first[0]]), pair)
-                return self._on_list_of_layers(pair, path, layout)
-        return None
-
-    def _find_layer(self, pair: Pair) -> Place | None:
-        if pair.source.name == "kohya" and (place := self._find_flat(pair)) is not None:
-            return place
-        for path in pair.paths:
-            if (place := self._find(path)) is not None:
-                return place
-        return None if pair.source.inputs_first else self._find_flat(pair)
-
-    def _on_one_layer(self, pair: Pair, place: Place) -> Placed:
-        """The pair on one layer, which may be a stack if the inputs come first."""
+        place = self._find_layer(pair)
+        if place is None:
+            return self._on_list_of_layers(pair) if pair.source.inputs_first else None
         path, index = place
-        layer = _base(self.modules[path])
-        layout = _layout(layer, pair)
+        layer, layout = self._layer(path, pair)
         if not pair.source.inputs_first:
             return Placed(pair, (place,), layout, None)
         stack = () if index else stack_of(layer)
@@ -102,18 +86,40 @@ class Placer:
         axis = _stack_axis_of(pair, layout, math.prod(stack), self._stack_axis)
         return Placed(pair, tuple((path, i) for i in np.ndindex(*stack)), layout, axis)
 
-    def _on_list_of_layers(self, pair: Pair, path: str, layout: Layout) -> Placed:
+    def _on_list_of_layers(self, pair: Pair) -> Placed | None:
         """The pair, one array for many layers, on the layers `path[0]`, `path[1]` and so on."""
-        axis = _stack_axis_of(pair, layout, None, self._stack_axis)
-        names = [f"{path}[{number}]" for number in range(pair.shape_of("A")[axis])]
-        places = [self._find(name) for name in names]
-        lost = [name for name, place in zip(names, places, strict=True) if place is None]
-        if lost:
-            raise MisfitError(f"the model has no layer for {', '.join(map(repr, lost))}")
-        return Placed(pair, tuple(filter(None, places)), layout, axis)
+        for path in pair.paths:
+            if (first := self._find(f"{path}[0]")) is None:
+                continue
+            _, layout = self._layer(first[0], pair)
+            axis = _stack_axis_of(pair, layout, None, self._stack_axis)
+            names = [f"{path}[{number}]" for number in range(pair.shape_of("A")[axis])]
+            places = {name: self._find(name) for name in names}
+            if lost := [name for name, place in places.items() if place is None]:
+                raise MisfitError(f"the model has no layer for {', '.join(lost)}")
+            return Placed(pair, tuple(filter(None, places.values())), layout, axis)
+        return None
+
+    def _layer(self, path: str, pair: Pair) -> tuple[eqx.Module, Layout]:
+        """The plain layer at a path. **Raises:** `MisfitError` if PEFT does not adapt it."""
+        layer = self.modules[path]
+        layer = layer.base if isinstance(layer, LoRAWrapper) else layer
+        layout = layout_of(layer)
+        if layout is None:
+            raise MisfitError(NO_LAYER.format(type(layer).__name__))
+        # Torch's LoRA ignores some options when it runs the update, and Flax does not.
+        return layer, dataclasses.replace(layout, odd="") if pair.source.inputs_first else layout
 
     def _find(self, name: str) -> Place | None:
         return self._paths.find(module_name(name, self._rename))
+
+    def _find_layer(self, pair: Pair) -> Place | None:
+        if pair.source.name == "kohya" and (place := self._find_flat(pair)) is not None:
+            return place
+        for path in pair.paths:
+            if (place := self._find(path)) is not None:
+                return place
+        return None if pair.source.inputs_first else self._find_flat(pair)
 
     def _find_flat(self, pair: Pair) -> Place | None:
         name = module_name(pair.paths[0], self._rename)
@@ -124,19 +130,6 @@ class Placer:
             rule, names = {f"^{pair.paths[0]}$": paths[0]}, ", ".join(map(repr, paths))
             raise MisfitError(f"{names} have this name. Say which is meant, such as rename={rule}")
         return (paths[0], ()) if paths else None
-
-
-def _base(layer: eqx.Module) -> eqx.Module:
-    return layer.base if isinstance(layer, LoRAWrapper) else layer
-
-
-def _layout(layer: eqx.Module, pair: Pair) -> Layout:
-    """The layout of a layer. **Raises:** `MisfitError` if PEFT does not adapt it."""
-    layout = layout_of(layer)
-    if layout is None:
-        raise MisfitError(NO_LAYER.format(type(layer).__name__))
-    # Torch's LoRA ignores some options when it runs the update, and Flax does not.
-    return dataclasses.replace(layout, odd="") if pair.source.inputs_first else layout
 
 
 def _stack_axis_of(pair: Pair, layout: Layout, count: int | None, given: int | None) -> int:

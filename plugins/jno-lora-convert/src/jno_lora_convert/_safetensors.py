@@ -11,13 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jno.lora import PeftFormatError
-from jno.lora.extending import read_file, tracked
-from jno_lora_peft.errors import format_errors
+from jno.lora.extending import tracked
 
 from ._arrays import Array
 
-# The key of the checksums in the header of jno-lora's files.
-_CHECKSUMS = "jno.lora.crc32"
 _DTYPES = {
     "BOOL": np.dtype(np.bool_),
     "C64": np.dtype(np.complex64),
@@ -33,8 +30,6 @@ _CODES = {dtype: code for code, dtype in _DTYPES.items()}
 def map_safetensors(path: Path) -> tuple[Mapping[str, Array], Mapping[str, str]]:
     """The arrays of a safetensors file, mapped into memory, and its metadata.
 
-    A file of jno-lora is read whole, because its arrays have checksums.
-
     **Raises:** `PeftFormatError` if the file cannot be read.
     """
     import safetensors
@@ -44,9 +39,6 @@ def map_safetensors(path: Path) -> tuple[Mapping[str, Array], Mapping[str, str]]
             metadata = checked.metadata() or {}
     except (safetensors.SafetensorError, OSError) as err:
         raise PeftFormatError(f"{os.fspath(path)!r} cannot be read: {err}") from err
-    if _CHECKSUMS in metadata:
-        with format_errors():
-            return read_file(path)
     with open(path, "rb") as file:
         begin = 8 + int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(begin - 8))

@@ -5,7 +5,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -15,6 +15,7 @@ from jno.lora import PeftFormatError
 from jno.lora.extending import imported_for, read_json
 from jno_lora_peft.config import Config
 from jno_lora_peft.files import CONFIG, TENSORS
+from jno_lora_peft.types.type import Settings
 
 from ._arrays import Array, Later
 from ._orbax import alpha_beside, open_orbax
@@ -24,8 +25,7 @@ from ._safetensors import map_safetensors
 _CONFIGS = "lora_adapter_metadata"
 
 
-@dataclasses.dataclass(frozen=True)
-class LayerConfig:
+class LayerConfig(NamedTuple):
     """PEFT's configuration of a layer, and the layer's name in it."""
 
     config: Config
@@ -48,7 +48,7 @@ class State:
         config = self.configs.get(model)
         return None if config is None else LayerConfig(config, name.replace("/", "."))
 
-    def settings_for(self, key: str) -> Mapping[str, object]:
+    def settings_for(self, key: str) -> Settings:
         """The settings in the configuration of a layer, if there is one."""
         layer = self.config_for(key)
         return {} if layer is None else layer.config.settings

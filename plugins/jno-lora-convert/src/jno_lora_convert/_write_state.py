@@ -12,7 +12,7 @@ from jno.lora import LoRAWrapper, Net, SelectionError, resolve
 from jno.lora.extending import adapted_layers, expect_model, sharded_like, show_path
 from jno_lora_peft.errors import NO_PRODUCT, MisfitError
 from jno_lora_peft.layouts import Layout, Shape, stack_of
-from jno_lora_peft.names import Rename, show_index
+from jno_lora_peft.names import Rename, indexed
 from jno_lora_peft.written import read_arrays
 from jno_lora_zoo import known_factors
 
@@ -70,8 +70,7 @@ def lora_state(
                 is_array = isinstance(leaves[number], jax.Array)
                 leaves[number] = sharded_like(new, leaves[number]) if is_array else new
     for path, index in sorted(left):
-        layer = f"{show_path(path)}[{show_index(index)}]" if index else show_path(path)
-        placer.problems.append(f"{layer}: the state has no arrays for it")
+        placer.problems.append(f"{indexed(show_path(path), index)}: the state has no arrays for it")
     placer.problems.refuse("The adapters do not fit the state", "Nothing was written.")
     return jtu.tree_unflatten(structure, leaves)
 
@@ -98,11 +97,10 @@ def _product(adapter: object, path: str) -> tuple[np.ndarray, np.ndarray]:
     """Factors `(rank, in)` and `(out, rank)` of the update, after any stack axes."""
     if not isinstance(adapter, LoRAWrapper):
         raise MisfitError(f"the layer at {show_path(path)!r} has no adapter to write")
-    where = f"of the {type(adapter).__name__} at {show_path(path)!r}"
     product = known_factors(adapter)
     if product is None:
         raise MisfitError(NO_PRODUCT)
-    arrays = read_arrays(product._asdict(), where)
+    arrays = read_arrays(product._asdict(), f"of the adapter at {show_path(path)!r}")
     return arrays["A"], arrays["B"]
 
 
@@ -115,10 +113,8 @@ def _to_inputs_first(
     """
     rank, room = len(A), a[-1]
     if rank > room:
-        raise MisfitError(
-            f"its update has rank {rank}, and the state has room for rank {room}. `to_lora` makes "
-            "it smaller"
-        )
+        problem = f"its update has rank {rank}, and the state has room for rank {room}"
+        raise MisfitError(f"{problem}. `to_lora` makes it smaller")
     A, B = np.pad(A, ((0, room - rank), (0, 0))), np.pad(B, ((0, 0), (0, room - rank)))
     if layout.kernel:
         by_channel = A.reshape(room, layout.inputs, *layout.kernel)

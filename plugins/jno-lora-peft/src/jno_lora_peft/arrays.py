@@ -29,11 +29,10 @@ Place = tuple[str, Shape]
 
 
 class Source(NamedTuple):
-    """The tensors and settings that a file of this type had instead of the array."""
+    """The settings and tensors of a file that had no such array, but its change."""
 
-    type: str
-    tensors: Mapping[str, Any]
-    settings: Mapping[str, Any]
+    settings: Mapping[str, object]
+    tensors: Mapping[str, np.ndarray]
 
 
 _by_id: dict[int, tuple["weakref.ref[jax.Array]", Source | None]] = {}
@@ -67,8 +66,7 @@ class NewArrays:
         kind = type(layer).__name__
         if isinstance(layer, LoRAWrapper):
             self._problems.append(
-                f"{show_path(path)}: the file replaces arrays of this layer, which carries a "
-                f"{kind}. Call merge_lora or unwrap_lora first"
+                f"{show_path(path)}: the file replaces arrays of this layer, which carries a {kind}"
             )
             return
         for name, tensor in tensors.items():
@@ -100,8 +98,8 @@ class NewArrays:
             return
         table = np.array(old[index])
         table[rows] = tensor
-        settings = {"token_indices": rows}
-        source = Source("TRAINABLE_TOKENS", {"trainable_tokens_delta": tensor}, settings)
+        settings = {"peft_type": "TRAINABLE_TOKENS", "token_indices": rows}
+        source = Source(settings, {"trainable_tokens_delta": tensor})
         self._put(place, "weight", table, None if index else source)
 
     def shift_bias(self, place: Place, shift: np.ndarray, source: Source | None = None) -> None:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import re
-from collections.abc import Mapping
 from typing import Any
 
 from jno.lora import PeftFormatError
@@ -11,7 +10,7 @@ from jno.lora.extending import bullets, warn
 from .names import EMBEDDING, HEAD, is_embedding, may_be_tied
 from .types import TYPES
 from .types.lora import refused_start
-from .types.type import Setting, Type
+from .types.type import Setting, Settings, Type
 
 _ROWS = "it adds virtual tokens, which can become rows of the embedding (see Prompts)"
 REASONS = {
@@ -36,41 +35,59 @@ _SETTINGS = {
     "use_qalora": "inputs are pooled in groups (QALoRA)",
 }
 
-# Settings of every type: the adapter's modules, its origin, and how it was trained.
-_COMMON = (
-    "peft_type target_modules exclude_modules modules_to_save layers_to_transform layers_pattern "
-    "bias init_weights fan_in_fan_out base_model_name_or_path revision task_type auto_mapping "
-    "peft_version inference_mode ensure_weight_tying"
+# All other settings of the types that are read.
+_KNOWN = (
+    "act_fn alora_invocation_tokens alpha alpha_pattern apply_GS auto_mapping "
+    "base_model_name_or_path beta1 beta2 bias block_share block_size block_size_pattern "
+    "boft_block_num boft_block_size boft_dropout boft_n_butterfly_factor coft config_A_B config_C "
+    "config_D_E corda_config d_initial decompose_both decompose_factor decomposition_method "
+    "deft_dropout delora_lambda deltaT depth effective_rank ensure_weight_tying eps eva_config "
+    "exclude_modules fan_in_fan_out feedforward_modules frod_dropout generator_seed "
+    "gralora_dropout gralora_k group_size hira_dropout hybrid_r inference_mode init_ia3_weights "
+    "init_logits_std init_lora_weights init_r init_scale init_theta_d_bound init_v_bound "
+    "init_vector_bank_bound init_weights lambda_pattern layers_pattern layers_to_transform "
+    "loftq_config lora_alpha lora_bias lora_dropout lora_ga_config mask_type megatron_core mini_r "
+    "miss_dropout module_dropout modules_to_save n_frequency n_frequency_pattern n_skills "
+    "n_splits n_tasks num_B num_cayley_neumann_terms num_vectors oft_block_size orth_reg_weight "
+    "para peft_type peft_version poly_type progressbar proj_seed projection_prng_key "
+    "projection_seed proportional_parameters pvera_dropout qalora_group_size r randlora_alpha "
+    "randlora_dropout random_loc_seed random_seed rank_dropout rank_dropout_scale rank_pattern "
+    "regularization_alpha revision runtime_config runtime_offload_base_weight sample_at_inference "
+    "save_indices save_only_topk_weights save_precomputed_indices save_projection scaling "
+    "select_top sparse sparse_rate sparsity stride_A target_modules target_parameters target_r "
+    "target_svd_config task_type tfinal theta_d_length tinit tinylora_dropout token_indices topk "
+    "total_step trainable_token_indices u unilora_dropout use_cayley_neumann use_dora "
+    "use_effective_conv2d use_idwt use_rslora variant vblora_dropout vector_length velora_config "
+    "vera_dropout very_sparse wavelet_family weight_tying"
 )
+KNOWN_SETTINGS = {*_SETTINGS, *_KNOWN.split()}
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
     """The configuration of a PEFT adapter of a type that can be converted."""
 
-    settings: Mapping[str, Any]
+    settings: Settings
 
     @classmethod
-    def parse(cls, settings: Mapping[str, Any]) -> "Config":
-        """Check a configuration. Settings that its type lacks only warn, as in PEFT."""
+    def parse(cls, settings: Settings) -> "Config":
+        """Check a configuration. Settings that PEFT lacks only warn, as in PEFT."""
         peft_type = str(settings.get("peft_type"))
         if peft_type not in TYPES:
             reason = REASONS.get(peft_type, "no adapter of jno.lora computes the same outputs")
             raise PeftFormatError(
-                f"An adapter of PEFT's type {peft_type!r} has no exact equivalent here: {reason}. "
-                "If PEFT can, merge it there (`model.merge_and_unload()`) and take over the merged "
-                "weights, or approximate it by LoRA (`peft.save_as_lora`) and load the result.\n"
+                f"PEFT's type {peft_type!r} has no exact equivalent here: {reason}. If PEFT can, "
+                "merge it there (`merge_and_unload()`) or approximate it (`peft.save_as_lora`).\n"
                 f"The types with an equivalent are {', '.join(TYPES)}."
             )
         if problems := _refused_settings(settings):
             raise PeftFormatError(
                 f"This {peft_type} adapter of PEFT cannot be loaded:\n{bullets(problems)}"
             )
-        if unknown := sorted(settings.keys() - known_settings(peft_type)):
+        if unknown := sorted(settings.keys() - KNOWN_SETTINGS):
             warn(
                 f"adapter_config.json sets {', '.join(map(repr, unknown))}, which PEFT 0.21 does "
-                f"not have for {peft_type}. They are ignored. The file may come from a newer "
-                "PEFT, or the names may be misspelt."
+                "not have. A newer PEFT may, or a name is misspelt. Ignored."
             )
         return cls(settings)
 
@@ -79,25 +96,23 @@ class Config:
         return TYPES[self.settings["peft_type"]]
 
     def rank(self, module: str) -> int:
-        return self._for(module, self.type.rank)
+        return self._number(module, self.type.rank) if self.type.rank else 1
 
     def alpha(self, module: str) -> float:
         """The numerator of the scale for the module with that name."""
-        return 1.0 if self.type.alpha is None else self._for(module, self.type.alpha)
+        return float(self._number(module, self.type.alpha)) if self.type.alpha else 1.0
 
     def is_target(self, module: str) -> bool:
         """Whether PEFT would put an adapter on the module with that name."""
-        excluded = self.settings.get("exclude_modules")
         targets = self.settings.get("target_modules")
-        if excluded and _names(excluded, module):
+        if _names(self.settings.get("exclude_modules") or [], module):
             return False
         if any(re.match(rf"(^|.*\.){name}($|\..*)", module) for name in self._saved):
             return False
         if targets is None or targets == "all-linear":
             return True
-        return _names(targets, module) and (
-            isinstance(targets, str) or module in targets or self._is_layer_to_transform(module)
-        )
+        is_selected = isinstance(targets, str) or module in targets or self._is_in_layers(module)
+        return is_selected and _names(targets, module)
 
     @property
     def ties(self) -> bool:
@@ -130,9 +145,7 @@ class Config:
     def _saved(self) -> list[str]:
         return self.settings.get("modules_to_save") or []
 
-    def _for(self, module: str, setting: Setting | None) -> Any:
-        if setting is None:
-            return 1
+    def _number(self, module: str, setting: Setting) -> Any:
         module = module.partition("[")[0]  # all experts of an array share its numbers
         for key, value in (self.settings.get(setting.pattern) or {}).items():
             if re.match(rf"(.*\.)?({key})$", module):
@@ -140,7 +153,8 @@ class Config:
         value = self.settings.get(setting.name)
         return setting.default if value is None else value
 
-    def _is_layer_to_transform(self, module: str) -> bool:
+    def _is_in_layers(self, module: str) -> bool:
+        """Whether the number of the module's layer is in `layers_to_transform`, if it is set."""
         layers = self.settings.get("layers_to_transform")
         if layers is None or layers == []:
             return True
@@ -160,21 +174,14 @@ def _names(names: str | list[str], module: str) -> bool:
     return any(module == name or module.endswith(f".{name}") for name in names)
 
 
-def known_settings(peft_type: str) -> set[str]:
-    """The settings of a type that are read, or unsupported, or do not change the outputs."""
-    settings = {*_SETTINGS, *_COMMON.split(), *TYPES[peft_type].known_settings}
-    # In PEFT, the configuration of AdaLoRA has all settings of LoRA.
-    return settings | TYPES["LORA"].known_settings if peft_type == "ADALORA" else settings
-
-
-def _refused_settings(settings: Mapping[str, Any]) -> list[str]:
+def _refused_settings(settings: Settings) -> list[str]:
     """Why an adapter with this configuration cannot be loaded, one line per reason."""
     kind = TYPES[settings["peft_type"]]
     lines = [f"{name} is set: {why}" for name, why in _SETTINGS.items() if settings.get(name)]
     for name, held, why in kind.only:
         if settings.get(name, held) != held:
             lines.append(f"{name} is {settings[name]!r}: {why}")
-    for name in (setting.name for setting in (kind.rank, kind.alpha) if setting is not None):
+    for name in (setting.name for setting in kind.numbers):
         if not isinstance(settings.get(name), int | float | None):
             lines.append(f"{name} is {settings[name]!r}, not a number")
     p = settings.get("lora_dropout") or 0

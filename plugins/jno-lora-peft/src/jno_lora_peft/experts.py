@@ -7,7 +7,7 @@ and written in the caller's order. Here an array is a stack whose last axis runs
 
 import dataclasses
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -19,7 +19,7 @@ from .config import Config
 from .errors import MisfitError, Problems
 from .files import Tensors
 from .layouts import Shape, layout_of
-from .names import compiled, show_index
+from .names import compiled, indexed
 from .types.type import Written
 
 Pair = Mapping[str, np.ndarray]
@@ -92,66 +92,62 @@ def _adapted_arrays(
 def _experts(
     config: Config, names: Sequence[str], pairs: Sequence[Pair], present: Mapping[str, Size]
 ) -> dict[str, Pair]:
+    """The factors of each expert, by name. **Raises:** `MisfitError`."""
     if str(config.settings.get("init_lora_weights")).lower().startswith(("pissa", "olora")):
         raise MisfitError("PEFT starts PiSSA and OLoRA from a whole weight, and this is an array")
     if len(present) < len(pairs):
         # The loader reports the missing arrays, with the nearest names.
         return dict(zip([name for name in names if name not in present], pairs, strict=False))
-    chosen = {s: _chosen(config, pairs, present, swapped=s) for s in (False, True)}
-    fitting = {swapped: names for swapped, names in chosen.items() if names}
-    is_open = not all(size.inputs_last for size in present.values())
-    if len(fitting) == 2 and is_open:
+    fitting = [_split(config, pairs, present, swapped=swapped) for swapped in (False, True)]
+    if all(fitting) and not all(size.inputs_last for size in present.values()):
         raise MisfitError(
             f"{', '.join(present)}: PEFT's `A` reads the last axis of an array, or the axis before "
             "if Torch's module says `is_transposed`, and the shapes fit both. Give `load_peft` "
             'arrays declared as "soi" instead: these arrays, without `is_transposed`; with it, the '
             "arrays with their last two axes swapped"
         )
-    for swapped, chosen_names in fitting.items():
-        items = zip(chosen_names, pairs, strict=True)
-        return {k: v for n, p in items for k, v in _split(n, p, present[n].experts, swapped)}
+    if any(fitting):
+        return fitting[0] or fitting[1]
     shapes = [{name: tensor.shape for name, tensor in pair.items()} for pair in pairs]
-    raise MisfitError(
-        f"its tensors {shapes} fit no array of (experts, out, in) "
-        f"{ {name: size[:3] for name, size in present.items()} } at the rank of the file"
-    )
+    arrays = {name: (size.experts, size.outputs, size.inputs) for name, size in present.items()}
+    raise MisfitError(f"its tensors {shapes} fit no array of (experts, out, in) {arrays}")
 
 
-def _chosen(
+def _split(
     config: Config, pairs: Sequence[Pair], present: Mapping[str, Size], *, swapped: bool
-) -> list[str]:
-    """The array of each pair, by the shapes; empty if they do not fit.
+) -> dict[str, Pair]:
+    """The factors of each expert, in the arrays that the shapes tell; empty if they do not fit.
 
     PEFT applies `A` to the last axis of an array, or to the second-last axis if the module has
     `is_transposed`. In Transformers' layers, this is the axis of the inputs. `swapped` means that
     it may be the axis of the outputs.
     """
-    by_shapes: dict[Any, list[str]] = {}
+    by_shapes: dict[tuple[Shape, Shape], list[str]] = {}
     for name, size in present.items():
         rows = config.rank(name) * (size.experts or 1)
         a, b = (size.outputs, size.inputs) if swapped else (size.inputs, size.outputs)
         by_shapes.setdefault(((rows, a), (b, rows)), []).append(name)
     fitting = [by_shapes.get((p[A].shape, p[B].shape), []) for p in pairs if {*p} == {A, B}]
     if len(fitting) < len(pairs) or not all(fitting):
-        return []
+        return {}
     if max(map(len, fitting)) > 1:
         raise MisfitError(
             f"{', '.join(present)}: several have the same shape, and PEFT tells them apart "
             "by the order in which Torch's module defines them, which is not in the file"
         )
-    chosen = [name for (name,) in fitting]
-    return chosen if len({*chosen}) == len(pairs) else []
-
-
-def _split(name: str, pair: Pair, count: int, swapped: bool) -> Iterator[tuple[str, Pair]]:
-    """The factors of each expert: rows of `A` are grouped by expert, columns of `B` by rank."""
-    many = count or 1
-    first = pair[A].reshape(many, -1, pair[A].shape[1])
-    second = pair[B].reshape(len(pair[B]), -1, many)
-    for n in range(many):
-        factors = second[:, :, n].T, first[n].T
-        a, b = factors if swapped else (first[n], second[:, :, n])
-        yield (f"{name}[{n}]" if count else name), {A: a, B: b}
+    pair_of = {name: pair for (name,), pair in zip(fitting, pairs, strict=True)}
+    if len(pair_of) < len(pairs):
+        return {}
+    experts: dict[str, Pair] = {}
+    for name, pair in pair_of.items():
+        # Rows of `A` are grouped by expert, columns of `B` by rank.
+        count = present[name].experts
+        first = pair[A].reshape(count or 1, -1, pair[A].shape[1])
+        second = np.moveaxis(pair[B].reshape(len(pair[B]), -1, count or 1), -1, 0)
+        for n, (a, b) in enumerate(zip(first, second, strict=True)):
+            factors = {A: b.T, B: a.T} if swapped else {A: a, B: b}
+            experts[f"{name}[{n}]" if count else name] = factors
+    return experts
 
 
 class ExpertArrays:
@@ -168,11 +164,9 @@ class ExpertArrays:
         """
         patterns = [patterns] if isinstance(patterns, str) else patterns or ()
         self._patterns = [compiled(pattern, "target_parameters") for pattern in patterns]
-        for pattern in self._patterns:
-            if not any(map(pattern.search, paths)):
-                raise SelectionError(
-                    f"target_parameters={pattern.pattern!r} matches no path of an adapter"
-                )
+        for x in self._patterns:
+            if not any(map(x.search, paths)):
+                raise SelectionError(f"target_parameters={x.pattern!r} matches no path of adapters")
         self._by_module: dict[str, dict[int, tuple[str, Written]]] = {}
 
     def order(self, path: str) -> int | None:
@@ -184,15 +178,13 @@ class ExpertArrays:
         module, _, array = name.rpartition(".")
         if not module:
             raise MisfitError(
-                f"PEFT adapts arrays of modules, and {name!r} is outside of all. Give it a name "
-                "with `rename`, such as 'experts/up_proj'"
+                f"PEFT adapts arrays of modules, and {name!r} is outside of all: use `rename`"
             )
         arrays = self._by_module.setdefault(module, {})
         if order in arrays:
             raise MisfitError(
-                f"{arrays[order][0]!r} and {array!r} are arrays of one module, and match the same "
-                "expression. Give an expression for each, in the order in which Torch's module "
-                'defines them, such as target_parameters=["gate_up_proj$", "down_proj$"]'
+                f"{arrays[order][0]!r} and {array!r} of one module match the same expression. Give "
+                "each an expression, in the order in which Torch's module defines the arrays"
             )
         arrays[order] = array, written
 
@@ -230,7 +222,6 @@ def join_experts(layers: Sequence[Written], path: str) -> list[Written]:
             A: np.concatenate(first),
             B: np.stack(second, -1).reshape(len(second[0]), -1),
         }
-        where = f"{path}[{show_index(index)}]" if index else path
-        adapter = dataclasses.replace(experts[0].adapter, path=where, index=index)
+        adapter = dataclasses.replace(experts[0].adapter, path=indexed(path, index), index=index)
         arrays.append(dataclasses.replace(experts[0], adapter=adapter, tensors=tensors))
     return arrays

@@ -30,16 +30,14 @@ def read(directory: Directory) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     folder, shown = Path(directory), repr(os.fspath(directory))
     if not folder.is_dir():
         raise PeftFormatError(
-            f"{shown} is not a directory. Give the one that PEFT's `save_pretrained` wrote, with "
-            f"{CONFIG} and {TENSORS} in it."
+            f"{shown} is not a directory. Give the one that has {CONFIG} and {TENSORS}."
         )
     with format_errors():
         config = read_json(folder / CONFIG)
         if not (folder / TENSORS).exists() and (folder / PICKLE).exists():
             raise PeftFormatError(
                 f"{shown} holds its tensors in {PICKLE}, a pickle, which can run any program when "
-                "it is read. Load it with PEFT where you trust it, and save it again: "
-                f"`save_pretrained` writes {TENSORS}."
+                f"it is read. If you trust it, load and save it with PEFT, which writes {TENSORS}."
             )
         tensors, _ = read_file(folder / TENSORS)
         if read_json(folder / CONFIG) != config:
@@ -70,8 +68,8 @@ def write_together(files: Mapping[Directory, bytes]) -> None:
 
     An old file keeps its permissions, and a link stays a link. Both files are on the disk before an
     old file changes. The old description is removed before the content changes, so that new content
-    is never read with an old description. After an interrupt, both files are old or, once the
-    content has been replaced, both are new.
+    is never read with an old description. After an interrupt, both files are old, or there is no
+    description.
 
     **Arguments:** `files`: by path, the bytes of the content and then of the description.
 
@@ -88,22 +86,18 @@ def write_together(files: Mapping[Directory, bytes]) -> None:
 
 
 def _replace_both(content: tuple[Path, Path], description: tuple[Path, Path]) -> None:
+    """Move both new files into place. The old description is set aside while the content moves."""
     old = description[1].with_name(f".{CONFIG}.{secrets.token_hex(8)}.tmp")
+    with contextlib.suppress(FileNotFoundError):
+        os.replace(description[1], old)
     try:
-        with contextlib.suppress(FileNotFoundError):
-            os.replace(description[1], old)
         os.replace(*content)
-        os.replace(*description)
-    except BaseException as err:
-        with contextlib.suppress(OSError):
-            if content[0].exists():  # nothing was replaced
-                os.replace(old, description[1])
-            elif not isinstance(err, OSError):  # an interrupt
-                os.replace(*description)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.replace(old, description[1])
         raise
-    finally:
-        if not content[0].exists():
-            old.unlink(missing_ok=True)
+    old.unlink(missing_ok=True)
+    os.replace(*description)
 
 
 def not_finite(tensors: Mapping[str, np.ndarray]) -> list[str]:

@@ -11,13 +11,13 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from jno.lora import PeftFormatError, SelectionError
 from jno.lora.extending import imported_for, read_json
 
 from .errors import format_errors
 from .files import CONFIG, PICKLE, TENSORS, Directory
+from .types.type import Settings
 
 # An owner and a name. A string that begins with a dot, a slash or a drive letter is a path.
 _NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
@@ -26,7 +26,7 @@ _NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 def locate(
     directory: Directory,
     revision: str | None = None,
-    check: Callable[[dict[str, Any]], object] | None = None,
+    check: Callable[[Settings], object] | None = None,
 ) -> tuple[Path, str | None]:
     """The directory of an adapter, and its commit if it is from the Hub.
 
@@ -42,10 +42,8 @@ def locate(
     if _NAME.fullmatch(name) is None or os.path.lexists(directory):
         if revision is not None:
             raise SelectionError(
-                f"revision={revision!r} is a branch, a tag or a commit of a repository of the Hub, "
-                f"such as 'organisation/name', but {os.fspath(directory)!r} is a path, and a path "
-                "that exists comes before the Hub. Leave `revision` out, or give the name of a "
-                "repository."
+                f"revision={revision!r} is for a repository of the Hub, 'organisation/name', but "
+                f"{os.fspath(directory)!r} is a path. A path that exists comes before the Hub."
             )
         return Path(directory), None
     what = f"{name!r} is not a directory here. To read it from the Hugging Face Hub, jno-lora-peft"
@@ -76,13 +74,10 @@ def _download(name: str, file: str, revision: str | None) -> Path:
                 reason = (
                     f"it needs {CONFIG} and {TENSORS} in its main folder (a pickle, {PICKLE}, is "
                     f"not read), and has {len(files)} files: {', '.join(map(repr, files[:10]))}. "
-                    "Download an adapter in a folder with `hf download`, and give the path of the "
-                    "folder."
+                    "To read another folder, use `hf download`, and give the folder's path."
                 )
-        raise PeftFormatError(
-            f"{name!r} is not a directory here, and no adapter can be read from the Hub{at}: "
-            f"{reason}"
-        ) from err
+        what = f"{name!r} is not a directory here, and no adapter can be read from the Hub{at}"
+        raise PeftFormatError(f"{what}: {reason}") from err
 
 
 def tell_commit(repository: Directory, commit: str, revision: str | None) -> None:

@@ -62,11 +62,11 @@ class Layout:
         B = (self.outputs, rank // self.groups, *(1 for _ in self.kernel))
         return {"lora_A": (f"{prefix}_{infix}A{end}", A), "lora_B": (f"{prefix}_{infix}B{end}", B)}
 
-    def to_matrices(self, A: np.ndarray, B: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+    def to_matrices(self, A: np.ndarray, B: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """`(r, in)` and `(out, r)`, whose product is the update that PEFT's `A` and `B` make.
 
-        `None` if no matrices do, because PEFT's `A` reads the inputs of all groups, but the layer's
-        kernel only those in the group of an output.
+        **Raises:** `MisfitError` if no matrices do, because PEFT's `A` reads the inputs of all
+        groups, but the layer's kernel only those in the group of an output.
         """
         if self.groups == 1:
             return A.reshape(len(A), -1), B.reshape(len(B), -1)
@@ -75,7 +75,7 @@ class Layout:
         by_group = A.reshape(groups, each, groups, -1)
         diagonal = np.stack([by_group[group, :, group] for group in range(groups)])
         if np.count_nonzero(by_group) != np.count_nonzero(diagonal):
-            return None
+            raise MisfitError(f"its update mixes the {groups} groups, and no kernel does")
         if all(np.array_equal(block, diagonal[0]) for block in diagonal):
             return diagonal[0], B.reshape(len(B), each)
         spread = np.zeros((groups, self.outputs // groups, groups, each), B.dtype)
@@ -109,61 +109,49 @@ class Layout:
             raise MisfitError("PEFT's DoRA takes no norm of the rows of a kernel with groups")
 
 
-def layout_of(layer: Any) -> Layout | None:
+def layout_of(layer: object) -> Layout | None:
     """The layout of a layer, or of one layer of a stack; `None` if PEFT does not adapt it."""
     layer = plain_layer(layer)
-    weight: Any = getattr(layer, "weight", None)
-    if getattr(weight, "ndim", 0) < 2:
-        return None
-    features = getattr(type(layer), "linear_features", None)
-    if features is not None:  # a class of another plugin declares its weight as one matrix
-        layout = Layout("linear", *features(layer))
-    else:
-        layout = _embedding(layer) or _conv(layer) or _linear(layer)
-    if layout is None or weight.shape[-len(layout.weight_shape) :] != layout.weight_shape:
+    shape: Shape = getattr(getattr(layer, "weight", None), "shape", ())
+    layout = _layout(layer) if len(shape) > 1 else None
+    if layout is None or shape[-len(layout.weight_shape) :] != layout.weight_shape:
         return None
     return layout
 
 
-def stack_of(layer: Any) -> Shape:
+def _layout(layer: Any) -> Layout | None:
+    """The layout by the layer's fields, which may not fit its weight."""
+    if hasattr(type(layer), "linear_features"):  # of another plugin: its weight as one matrix
+        return Layout("linear", *layer.linear_features())
+    rows, size = getattr(layer, "num_embeddings", None), getattr(layer, "embedding_size", None)
+    if isinstance(rows, int) and isinstance(size, int):
+        return Layout("embedding", size, rows)
+    kernel = getattr(layer, "kernel_size", None)
+    if isinstance(layer, ConvLike) and isinstance(kernel, tuple) and not is_transposed(layer):
+        dilation = getattr(layer, "dilation", 1)
+        mode = str(getattr(layer, "padding_mode", "ZEROS"))
+        odd = [f"padding_mode={mode!r}"] if mode.upper() != "ZEROS" else []
+        odd += [f"dilation={dilation}"] if set(np.ravel(dilation)) != {1} else []
+        outputs, inputs = layer.out_channels, layer.in_channels
+        groups = getattr(layer, "groups", 1)
+        return Layout("conv", outputs, inputs, groups, kernel, " and ".join(odd))
+    if isinstance(layer, eqx.nn.Linear | LinearLike):
+        sizes = layer.out_features, layer.in_features
+        outputs, inputs = (1 if size == "scalar" else size for size in sizes)
+        return Layout("linear", outputs, inputs)
+    return None
+
+
+def stack_of(layer: object) -> Shape:
     """The stack axes of a layer, as far as the shape of a single layer is known."""
-    layer = plain_layer(layer)
-    layout, weight = layout_of(layer), getattr(layer, "weight", None)
-    shape: Shape = getattr(weight, "shape", ())
+    layer, layout = plain_layer(layer), layout_of(layer)
+    shape: Shape = getattr(getattr(layer, "weight", None), "shape", ())
     of_layer = getattr(layer, "shape", None) if layout is None else layout.weight_shape
     if not isinstance(of_layer, tuple) or shape[len(shape) - len(of_layer) :] != of_layer:
         return ()
     return shape[: len(shape) - len(of_layer)]
 
 
-def is_transposed(layer: Any) -> bool:
+def is_transposed(layer: object) -> bool:
     """Whether `layer` is a transposed convolution, for which Torch's kernel layout differs."""
     return isinstance(layer, eqx.nn.ConvTranspose) or hasattr(layer, "output_padding")
-
-
-def _embedding(layer: Any) -> Layout | None:
-    rows, size = getattr(layer, "num_embeddings", None), getattr(layer, "embedding_size", None)
-    if not isinstance(rows, int) or not isinstance(size, int):
-        return None
-    return Layout("embedding", size, rows)
-
-
-def _conv(layer: Any) -> Layout | None:
-    kernel = getattr(layer, "kernel_size", None)
-    if not isinstance(layer, ConvLike) or not isinstance(kernel, tuple) or is_transposed(layer):
-        return None
-    dilation = getattr(layer, "dilation", 1)
-    mode = str(getattr(layer, "padding_mode", "ZEROS"))
-    odd = [f"padding_mode={mode!r}"] if mode.upper() != "ZEROS" else []
-    odd += [f"dilation={dilation}"] if set(np.ravel(dilation)) != {1} else []
-    groups = getattr(layer, "groups", 1)
-    outputs, inputs = layer.out_channels, layer.in_channels
-    return Layout("conv", outputs, inputs, groups, kernel, " and ".join(odd))
-
-
-def _linear(layer: Any) -> Layout | None:
-    if not isinstance(layer, eqx.nn.Linear | LinearLike):
-        return None
-    sizes = layer.out_features, layer.in_features
-    outputs, inputs = (1 if size == "scalar" else size for size in sizes)
-    return Layout("linear", outputs, inputs)

@@ -11,6 +11,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import PyTree
 
 from jno.lora import (
     AdapterSet,
@@ -18,7 +19,6 @@ from jno.lora import (
     LooseAdapter,
     LoRAWrapper,
     PeftFormatError,
-    PluginError,
     Registry,
     SelectionError,
 )
@@ -57,6 +57,7 @@ def load_peft(
     rename: Rename = None,
     tied: bool | None = None,
     registry: Registry | None = None,
+    prove: bool = False,
 ) -> M:
     """`model` with the adapter that PEFT saved into `directory`.
 
@@ -97,6 +98,9 @@ def load_peft(
         assumed to read it.
     - `registry`: where to look up adapter classes instead of the installed plugins. Plugins other
         than the zoo are loaded only for layers that the zoo does not adapt.
+    - `prove`: whether to call the model on the inputs of the proof in the directory (see
+        `save_peft`), and raise a `CheckpointError` if the adapters do not compute what they
+        computed there. Needs `jno-lora[proof]`.
 
     **Returns:** the model with the adapters around its layers. Existing adapters stay. As in PEFT,
     the model is ready for inference: LoRA has the file's dropout, switched off. To train the
@@ -131,7 +135,11 @@ def load_peft(
     placement.problems.refuse(title, "Nothing was loaded.")
     if lines := not_finite(tensors):
         warn(f"Tensors of {os.fspath(directory)!r} hold NaN or infinity:\n{bullets(lines)}")
-    return _with_dropout(put_around(model, adapters), adapters, config)
+    adapted = _with_dropout(put_around(model, adapters), adapters, config)
+    if prove:
+        names = {f"{p}[{show_index(i)}]" if i else p: name for name, (p, i) in places.items()}
+        default_registry(registry).proofs().check(adapted, folder, names)
+    return adapted
 
 
 def _with_dropout(model: M, adapters: AdapterSet, config: Config) -> M:
@@ -157,8 +165,7 @@ def _with_dropout(model: M, adapters: AdapterSet, config: Config) -> M:
         settings = ", ".join(f"{name}={value}" for name, value in dropouts.items())
         warn(
             f"adapter_config.json sets {settings}, which acts only in training. "
-            f"{', '.join(lacking)} has no dropout, so the adapters would train without it, and "
-            "save_peft writes none. An `eqx.nn.Dropout` before the layers comes closest."
+            f"{', '.join(lacking)} has no dropout. Closest is an `eqx.nn.Dropout` before the layer."
         )
     return model
 
@@ -189,7 +196,7 @@ def _with_arrays(model: M, placement: Placement) -> tuple[M, dict[str, Place]]:
     return arrays.put_into(model), places
 
 
-def _tables_to_untie(model: Any, placement: Placement) -> set[str]:
+def _tables_to_untie(model: PyTree, placement: Placement) -> set[str]:
     """The paths of embeddings that a head may read and that PEFT changes only for lookups."""
     paths: set[str] = set()
     layers, problems = modules_by_path(model), placement.problems
@@ -201,8 +208,8 @@ def _tables_to_untie(model: Any, placement: Placement) -> set[str]:
         if is_adapted and placement.config.ties_adapter_of(module):
             if placement.config.settings.get("use_dora"):
                 problems.append(
-                    f"{show_path(module)}: PEFT would tie a head to it with magnitudes of its "
-                    "own. If no head reads its table, say tied=False"
+                    f"{show_path(module)}: PEFT would tie a head to it with magnitudes of its own. "
+                    "If no head reads its table, say tied=False"
                 )
         elif is_table(layers[path]):
             paths.add(path)
@@ -226,11 +233,7 @@ def _with_adapters(
         path, index = places[module]
         with problems.of(show_path(module)):
             if module not in placement.untargeted and not config.is_target(module):
-                raise MisfitError(
-                    "adapter_config.json does not target it (see target_modules, exclude_modules, "
-                    "layers_to_transform, modules_to_save), so that PEFT would leave its tensors "
-                    "out"
-                )
+                raise MisfitError("adapter_config.json does not target it, so PEFT would ignore it")
             layer, rank, alpha = layers[path], config.rank(module), config.alpha(module)
             layout, arrays = checked_layout(layer, path, norms), floating(tensors)
             layout.check_kind(config.type.layers)
@@ -239,7 +242,7 @@ def _with_adapters(
             converted = config.type.read(m)
             if converted.bias_shift is not None:
                 is_all = converted.variant is None and not index
-                source = Source(config.type.name, tensors, {}) if is_all else None
+                source = Source({"peft_type": config.type.name}, tensors) if is_all else None
                 biases.shift_bias((path, index), converted.bias_shift, source)
             if converted.variant is not None:
                 by_path.setdefault(path, {})[index] = converted
@@ -304,15 +307,13 @@ def _adapter_class(registry: Registry, variant: str, layer: Any) -> type[LoRAWra
 def _classes(registry: Registry, variant: str) -> Iterator[type[LoRAWrapper]]:
     """The classes of a variant. A plugin is loaded only when no earlier class fits."""
     if variant in ROUTED:
-        yield registry.provided("jno-lora-routed", ROUTED[variant]).cls
+        yield from registry.resolve(f"jno-lora-routed:{ROUTED[variant]}")
         return
     method = METHODS[variant].__name__
-    yield from (registry.zoo_class(f"{method}{kind}") for kind in ("Linear", "Conv"))
-    with contextlib.suppress(PluginError):  # a registry may lack the class
-        yield registry.zoo_class(f"{method}Embedding")
-    yield from registry.resolve(variant)
-    with contextlib.suppress(SelectionError):
-        yield from registry.resolve(f"{variant}-embedding")
+    of_zoo = [f"jno-lora-zoo:{method}{kind}" for kind in ("Linear", "Conv", "Embedding")]
+    for name in (*of_zoo, variant, f"{variant}-embedding"):
+        with contextlib.suppress(SelectionError):  # a registry may lack the name
+            yield from registry.resolve(name)
 
 
 def _in_order(adapters: Mapping[Shape, Converted], stack: Shape) -> list[Converted]:
@@ -325,8 +326,7 @@ def _in_order(adapters: Mapping[Shape, Converted], stack: Shape) -> list[Convert
     if lines:
         raise MisfitError(
             f"the model has a stack of {' x '.join(map(str, stack))} layers there. Each must be in "
-            f"the file, and needs an index by `rename`, such as '[{show_index(indices[0])}]':\n"
-            f"{bullets(lines, 4)}"
+            f"the file, and needs an index, such as '[0]', by `rename`:\n{bullets(lines, 4)}"
         )
     scales = sorted({(adapter.rank, adapter.alpha) for adapter in adapters.values()})
     if len(scales) > 1:

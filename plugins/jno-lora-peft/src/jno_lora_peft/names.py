@@ -45,13 +45,11 @@ def peft_name(path: str, rename: Rename) -> str:
         raise MisfitError(
             f"it is a stack of layers, and PEFT has a name for each layer, such as {path!r} here. "
             r'Give the names with `rename`, such as rename={r"^blocks/(.*)\[(\d+)\]$": '
-            r'r"layers/\2/\1"} from blocks/q_proj[3] to layers/3/q_proj; or, if PEFT has one array '
-            "of all experts there, say so by `target_parameters`"
+            r'r"layers/\2/\1"}; or, if PEFT has one array of all experts, use `target_parameters`'
         )
     if not module or module.startswith(".") or module.endswith("."):
         raise MisfitError(
-            f"PEFT cannot call a module {module!r}. Give it a name with `rename`, such as "
-            'rename={"^$": "linear"} for a model that is one layer'
+            f"PEFT cannot call a module {module!r}. Give a name, such as rename={{'^$': 'linear'}}"
         )
     return module
 
@@ -74,3 +72,8 @@ def may_be_tied(module: str) -> bool:
 def show_index(index: tuple[int, ...]) -> str:
     """An index of a layer in a stack, as names have it between brackets."""
     return ",".join(map(str, index))
+
+
+def indexed(path: str, index: tuple[int, ...]) -> str:
+    """The path of one layer of a stack, such as `layers/q_proj[3]`; `path` for a single layer."""
+    return f"{path}[{show_index(index)}]" if index else path

@@ -30,10 +30,7 @@ from .ties import Ties
 # One layer of a stack: `layers/q_proj[3]`, or `[1,3]` of a stack along two axes.
 _SLICE = re.compile(r"(.*)\[(\d+(?:,\d+)*)\]")
 _NO_TENSORS = "but the file has no tensors of it"
-_INCOMPLETE = (
-    "The file is incomplete, or of another model. If PEFT's model has no such layer, take the name "
-    "out of adapter_config.json"
-)
+_INCOMPLETE = "The file is incomplete, or adapter_config.json names layers that PEFT's model lacks"
 # How many missing names get hints, and how many names a message lists.
 _HINTS = 8
 _SHOWN = 12
@@ -74,10 +71,8 @@ class Paths:
         if len(renamed) == len(places):
             raise PeftFormatError(
                 f"No module of the file is in the model:\n{bullets(lines, _SHOWN)}\n"
-                'Say what belongs together with `rename`, such as rename={"^model/": ""} (rules '
-                "for slash-joined names) or a function from PEFT's name to the path here. One "
-                "layer of a stack has an index at the end: "
-                r'rename={r"^layers/(\d+)/(.*)": r"blocks/\2[\1]"}.'
+                'Say what belongs together by `rename`, such as rename={"^model/": ""}. A layer of '
+                r'a stack has an index: rename={r"^layers/(\d+)/(.*)": r"blocks/\2[\1]"}.'
             )
         return lines
 
@@ -98,10 +93,9 @@ class Placement:
             raise PeftFormatError("The model holds no Equinox modules to adapt.")
         in_file = {*tensors.modules}
         tensors, self.untargeted = split_experts(config, tensors, self._size)
-        tensors = tensors.without(self._served_heads(tensors))
         heads = self._heads_of_tables(tensors)
         self.tables = dict(heads.values())
-        self.tensors = tensors.without(heads)
+        self.tensors = tensors.without({*self._served_heads(tensors), *heads})
         self.places = self._find_places()
         if rename is None:  # else, the layers that are missing in the file have no known names
             self.problems += self._missing_in_file(in_file)
@@ -168,8 +162,7 @@ class Placement:
                     _check_head(self.config, head, embedding, tensors)
                     if place is not None and self.ties.is_untied(place[0]):
                         raise MisfitError(
-                            f"the file ties it to {embedding!r}, which is untied in the model. "
-                            "Load into the model as it was before"
+                            f"the file ties it to {embedding!r}, which is untied in the model"
                         )
         return served
 
@@ -197,10 +190,7 @@ class Placement:
 
 # The factors of a linear layer, and the factors of an embedding, which are their transposes.
 _PAIRS = (("lora_B.weight", "lora_embedding_A"), ("lora_A.weight", "lora_embedding_B"))
-_ONE_TABLE = (
-    "but one table serves both in the model. Give the model a head of its own, with a weight that "
-    "starts as the weight of the embedding"
-)
+_ONE_TABLE = "but one table serves both in the model. Give it a head of its own, with a copy"
 
 
 def _tied_heads(config: Config, tensors: Tensors) -> Iterator[tuple[str, str]]:

@@ -9,7 +9,14 @@ from typing import Any
 from jaxtyping import PyTree
 
 from jno.lora import Net, PeftFormatError
-from jno.lora.extending import bullets, expect_model, modules_by_path, show_path, warn
+from jno.lora.extending import (
+    bullets,
+    default_registry,
+    expect_model,
+    modules_by_path,
+    show_path,
+    warn,
+)
 
 from .errors import MisfitError
 from .files import Directory, write
@@ -17,7 +24,7 @@ from .names import EMBEDDING, HEAD, Rename, is_embedding, may_be_tied, module_na
 from .ties import Ties
 from .trained_arrays import TrainedArrays
 from .types import TYPE_OF
-from .types.type import Modules, Setting, alpha_for
+from .types.type import Modules, Setting, Settings, alpha_for
 from .written import WrittenAdapters
 
 
@@ -31,6 +38,7 @@ def save_peft(
     tied: bool | None = None,
     base_model_name_or_path: str | os.PathLike[str] | None = None,
     task_type: str | None = None,
+    proof: Any = None,
 ) -> None:
     """Write the adapters of `model` as one PEFT adapter, for `PeftModel.from_pretrained`.
 
@@ -69,6 +77,9 @@ def save_peft(
     - `task_type`: PEFT's name of the task, such as `"CAUSAL_LM"`, by which `AutoPeftModel` chooses
         the model's class. PEFT looks for aLoRA's invocation only in `"CAUSAL_LM"`, which is the
         default for aLoRA.
+    - `proof`: inputs of the model, as for `jno.lora.save_adapters`. What the model computes on them
+        is written beside PEFT's files, for `load_peft(..., prove=True)`, and for Torch:
+        `python -m jno_lora_peft.proof`. Needs `jno-lora[proof]`.
 
     **Raises:** `PeftFormatError` that lists every adapter, or every trained array, without an exact
     equivalent in PEFT; also if a setting is malformed, PEFT cannot combine the kinds of adapters,
@@ -80,7 +91,7 @@ def save_peft(
         "base_model_name_or_path": base_model_name_or_path and os.fspath(base_model_name_or_path),
         "task_type": task_type,
     }
-    trainable = None
+    given, trainable = model, None
     if isinstance(model, Net):
         model, trainable = model.module, model.trainable
     expect_model(model, "save_peft")
@@ -109,6 +120,9 @@ def save_peft(
         write(directory, {**settings, "inference_mode": True, **settings_alone}, tensors)
     else:
         raise PeftFormatError("The model carries no adapters to save. Save before merging.")
+    if proof is not None:
+        names = {written.adapter.path: module for module, written in modules.items()}
+        default_registry().proofs().write(given, directory, proof, names | arrays.names)
 
 
 def _settings_of(
@@ -117,7 +131,7 @@ def _settings_of(
     model: PyTree,
     rename: Rename,
     task_type: str | None,
-) -> dict[str, Any]:
+) -> Settings:
     """The settings of adapters. **Raises:** `MisfitError` if PEFT cannot combine them."""
     variant = _common_variant(adapters.modules)
     kind = TYPE_OF[variant]
@@ -128,13 +142,16 @@ def _settings_of(
             f"modules_to_save, but these adapters are beside {', '.join(arrays.modules)}"
         )
     experts = adapters.experts.names
-    whole = {name: x for name, x in adapters.modules.items() if name not in experts}
+    whole = [name for name in adapters.modules if name not in experts]
+    # A function may only handle the names of adapted layers, so all other names are unknown.
+    paths = None if callable(rename) else modules_by_path(model)
+    names = paths and [module_name(path, rename) for path in paths]
     settings = {
         "peft_type": kind.name,
         "inference_mode": True,
         "fan_in_fan_out": False,
         **_settings_of_modules(adapters, variant),
-        "target_modules": _targets(whole, model, rename) if whole else None,
+        "target_modules": targets(whole, names) if whole else None,
         "modules_to_save": [*arrays.modules] or None,
         **kind.common(adapters.modules),
     }
@@ -157,8 +174,7 @@ def _settings_of(
         settings["task_type"] = "CAUSAL_LM"
         if task_type not in (None, "CAUSAL_LM"):
             raise MisfitError(
-                f"`task_type` is {task_type!r}, and PEFT looks for the invocation of aLoRA in "
-                "CAUSAL_LM alone. Leave `task_type` out"
+                f"task_type={task_type!r}, but PEFT looks for aLoRA's invocation in CAUSAL_LM alone"
             )
     return settings
 
@@ -174,39 +190,30 @@ def _common_variant(modules: Modules) -> str:
     if len(by_kind) == 1:
         variants = {written.adapter.variant for written in modules.values()}
         return "lora" if variants == {"lora", "rslora"} else next(iter(variants))
-    kinds = (
-        f"{kind}: {', '.join(paths[:3])}{', ...' if len(paths) > 3 else ''}"
-        for kind, paths in by_kind.items()
-    )
+    kinds = (f"{kind}: {', '.join(paths)}" for kind, paths in by_kind.items())
     raise MisfitError(
         f"One adapter of PEFT is of one kind, but these are of several:\n{bullets(kinds)}\n"
-        "Save each kind into a directory of its own (`unwrap_lora` the other layers in a copy of "
-        "the model)"
+        "Save each kind on its own (`unwrap_lora` the other layers in a copy of the model)"
     )
 
 
-def _settings_of_modules(adapters: WrittenAdapters, variant: str) -> dict[str, Any]:
+def _settings_of_modules(adapters: WrittenAdapters, variant: str) -> Settings:
     """The numbers for single modules, and the settings that all modules must agree on."""
     kind, modules = TYPE_OF[variant], adapters.modules
-    ranks: dict[str, Any] = {}
-    alphas: dict[str, Any] = {}
-    for module, written in modules.items():
-        rank, alpha = written.adapter.rank, written.adapter.alpha
-        if kind.name == "LORA":
-            alpha = alpha_for(variant, rank, written.adapter.scale, alpha)
-        ranks[module] = rank
-        alphas[module] = int(alpha) if alpha is not None and alpha.is_integer() else alpha
+    ranks = {module: written.adapter.rank for module, written in modules.items()}
+    alphas = {module: written.adapter.alpha for module, written in modules.items()}
+    if kind.name == "LORA":
+        for module, written in modules.items():
+            scale = written.adapter.scale
+            alphas[module] = alpha_for(variant, ranks[module], scale, alphas[module])
     if adapters.ties_adapter:  # the head uses the scale of its embedding
-        embedding = next(module for module in modules if is_embedding(module))
+        embedding = next(filter(is_embedding, modules))
         ranks[HEAD], alphas[HEAD] = ranks[embedding], alphas[embedding]
-    settings = {
-        **with_pattern(kind.rank, ranks, modules),
-        **with_pattern(kind.alpha, alphas, modules),
-    }
+    settings = {**with_pattern(kind.rank, ranks), **with_pattern(kind.alpha, alphas)}
     for written in modules.values():
         for name, value in written.settings.items():
             if settings.setdefault(name, value) != value:
-                raise _differ(name, modules, {m: w.settings[name] for m, w in modules.items()})
+                raise _differ(name, {m: x.settings[name] for m, x in modules.items()})
     return settings
 
 
@@ -224,12 +231,11 @@ def _dropout_of(modules: Modules, *, has_experts: bool) -> float:
     return dropout
 
 
-def with_pattern(
-    setting: Setting | None, numbers: dict[str, Any], modules: Modules
-) -> dict[str, Any]:
+def with_pattern(setting: Setting | None, numbers: Mapping[str, float]) -> dict[str, Any]:
     """A setting with a number, and a pattern for the modules with a different number."""
     if setting is None:
         return {}
+    numbers = {name: int(x) if float(x).is_integer() else x for name, x in numbers.items()}
     usual = collections.Counter(numbers.values()).most_common(1)[0][0]
     unusual = {name: number for name, number in numbers.items() if number != usual}
     if not unusual:
@@ -242,24 +248,16 @@ def with_pattern(
         unusual = {f"^{re.escape(name)}": number for name, number in unusual.items()}
         has_pattern = bool(setting.pattern)
     if not has_pattern:
-        raise _differ(setting.name, modules, numbers)
+        raise _differ(setting.name, numbers)
     return {setting.name: usual, setting.pattern: unusual}
 
 
-def _differ(name: str, modules: Modules, values: Mapping[str, Any]) -> MisfitError:
-    lines = (f"{show_path(w.adapter.path)}: {values[module]!r}" for module, w in modules.items())
+def _differ(name: str, values: Mapping[str, object]) -> MisfitError:
+    lines = (f"{module}: {value!r}" for module, value in values.items())
     return MisfitError(
         f"PEFT has one `{name}` for all layers of an adapter of this type, but these have "
-        f"several:\n{bullets(lines, 8)}\n"
-        "Save each into a directory of its own"
+        f"several:\n{bullets(lines, 8)}\nSave each into a directory of its own"
     )
-
-
-def _targets(modules: Modules, model: PyTree, rename: Rename) -> list[str] | str:
-    # A function may only handle the names of adapted layers, so all other names are unknown.
-    is_known = not callable(rename)
-    names = (module_name(path, rename) for path in modules_by_path(model)) if is_known else None
-    return targets(modules, names)
 
 
 def targets(adapted: Iterable[str], names: Iterable[str] | None) -> list[str] | str:

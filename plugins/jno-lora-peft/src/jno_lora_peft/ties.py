@@ -109,11 +109,10 @@ class Table(eqx.Module):
 
     def _refuse(self, *_: Any, **__: Any) -> NoReturn:
         raise TypeError(
-            f"The table {self.shape} of an embedding was used neither for a lookup nor for a head. "
-            "Its lookups carry an adapter that its output head must not see, and this could be "
-            "either. Write `weight[ids]` for a lookup, and `x @ weight.T` or `weight @ x` for a "
-            "head. If no head reads this table, load the adapter with "
-            "`load_peft(..., tied=False)`."
+            f"The table {self.shape} of an embedding has an adapter for lookups, which its head "
+            "must not see, and this could be either. Write `weight[ids]` for a lookup, and "
+            "`x @ weight.T` or `weight @ x` for a head. If no head reads the table, load the "
+            "adapter with `load_peft(..., tied=False)`."
         )
 
     __iter__ = __array__ = __rmatmul__ = __jax_array__ = _refuse

@@ -1,6 +1,5 @@
 """Trained arrays outside adapters, as PEFT's `modules_to_save`."""
 
-import re
 from collections.abc import Collection, Iterator
 from typing import Any
 
@@ -9,12 +8,12 @@ import numpy as np
 from jaxtyping import PyTree
 
 from jno.lora import LoRAWrapper, SelectionError
-from jno.lora.extending import modules_by_path, path_str, show_path
+from jno.lora.extending import is_adapter, modules_by_path, path_str, show_path
 
 from .arrays import is_loaded, source_of
 from .errors import MisfitError, Problems
 from .layouts import TRANSPOSED, is_transposed, stack_of
-from .names import HEAD, PREFIX, Rename, compiled, is_embedding, module_name, peft_name, show_index
+from .names import HEAD, PREFIX, Rename, compiled, indexed, is_embedding, module_name, peft_name
 from .ties import Ties, Untied, is_array, is_table
 from .written import read_array, read_arrays
 
@@ -23,15 +22,17 @@ class TrainedArrays:
     """The modules that PEFT saves whole, because they contain trained or loaded arrays.
 
     - `modules`: the arrays of each module, by PEFT's name of the module.
+    - `names`: the name of each of these modules, by its path.
     - `head`: the weight of a head that PEFT must tie to a saved embedding, by its name in the file.
     """
 
     def __init__(self, model: PyTree, rename: Rename, ties: Ties, adapted: Collection[str]):
         self.modules: dict[str, dict[str, np.ndarray]] = {}
+        self.names: dict[str, str] = {}
         self.head: dict[str, np.ndarray] = {}
         self.problems = Problems()
         self._rename, self._ties, self._adapted = rename, ties, adapted
-        leaves = jtu.tree_leaves_with_path(model, is_leaf=_is_wrapper)
+        leaves = jtu.tree_leaves_with_path(model, is_leaf=is_adapter)
         self._arrays = [(path_str(keys), leaf) for keys, leaf in leaves if is_array(leaf)]
         self._layers: dict[str, Any] = modules_by_path(model)
 
@@ -60,22 +61,18 @@ class TrainedArrays:
     def alone(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """The settings and tensors of a file without adapters, of the type that was read."""
         loaded = {path: source_of(array) for path, array in self._arrays if is_loaded(array)}
-        sources = {path: source for path, source in loaded.items() if source is not None}
-        first = next(iter(sources.values()), None)
-        if first is None or any(
-            x is None or (x.type, x.settings) != (first.type, first.settings)
-            for x in loaded.values()
-        ):
+        first = next(iter(loaded.values()), None)
+        if first is None or any(x is None or x.settings != first.settings for x in loaded.values()):
             settings = {"peft_type": "LN_TUNING", "target_modules": [*self.modules]}
             return settings, self.tensors("ln_tuning_layers.")
         tensors, names = {}, []
-        for path, source in sources.items():
+        for path, source in loaded.items():
             module = path.rpartition("/")[0]
-            if module in self._layers:
+            if source is not None and module in self._layers:
                 name = peft_name(self._ties.outer(module), self._rename)
                 names.append(name)
                 tensors |= {f"{PREFIX}{name}.{key}": x for key, x in source.tensors.items()}
-        return {"peft_type": first.type, "target_modules": names, **first.settings}, tensors
+        return {**first.settings, "target_modules": names}, tensors
 
     def _chosen(self, trainable: PyTree | None, pattern: str | None) -> Iterator[str]:
         flags = jtu.tree_leaves_with_path(trainable)
@@ -85,8 +82,8 @@ class TrainedArrays:
             selected = set(filter(compiled(pattern, "modules_to_save").search, paths))
             if not selected:
                 raise SelectionError(
-                    f"modules_to_save={pattern!r} matches no array outside of the adapters. It is "
-                    f"searched in paths such as {', '.join(map(repr, paths[:3]))}."
+                    f"modules_to_save={pattern!r} matches no array outside of the adapters, whose "
+                    f"paths are such as {', '.join(map(repr, paths[:3]))}."
                 )
         for path, array in self._arrays:
             if path in selected or (is_loaded(array) and not self._is_base_table(path, array)):
@@ -103,19 +100,20 @@ class TrainedArrays:
     def _save(self, path: str) -> None:
         """Add the module at `path`, with a name for each layer of a stack."""
         layer = self._layers[path]
-        leaves = jtu.tree_leaves_with_path(layer, is_leaf=_is_wrapper)
+        leaves = jtu.tree_leaves_with_path(layer, is_leaf=is_adapter)
         fields = {path_str(keys): leaf for keys, leaf in leaves}
-        adapters = [name for name, leaf in fields.items() if _is_wrapper(leaf)]
-        if adapters:
-            raise MisfitError(f"PEFT saves its whole module, in which {adapters[0]!r} is adapted")
+        for name, leaf in fields.items():
+            if is_adapter(leaf):
+                raise MisfitError(f"PEFT saves its whole module, in which {name!r} is adapted")
         arrays = {name: leaf for name, leaf in fields.items() if is_array(leaf)}
         arrays = read_arrays(arrays, f"of {show_path(path)!r}")
         outer = self._ties.outer(path)
         for index in np.ndindex(*stack_of(layer)):
-            name = peft_name(f"{outer}[{show_index(index)}]" if index else outer, self._rename)
+            name = peft_name(indexed(outer, index), self._rename)
             if name in self.modules:
                 continue
             self._check_name(name)
+            self.names[indexed(path, index)] = name
             self.modules[name] = {
                 # The bias of an Equinox convolution has more axes.
                 field.replace("/", "."): x[index].reshape(-1) if field == "bias" else x[index]
@@ -133,9 +131,8 @@ class TrainedArrays:
 
     def _check_name(self, name: str) -> None:
         """**Raises:** `MisfitError` if PEFT would save adapted modules by that name."""
-        pattern = re.compile(rf"(^|.*\.){re.escape(name)}($|\..*)")
         for adapted in self._adapted:
-            if adapted.endswith(name) or pattern.match(adapted):
+            if adapted.endswith(name) or f".{name}." in f".{adapted}.":
                 raise MisfitError(f"PEFT would save the adapted module {adapted!r} with {name!r}")
 
     def _tie(self, path: str, name: str) -> None:
@@ -147,8 +144,7 @@ class TrainedArrays:
             reads = "reads" if is_tied else "may read"
             raise MisfitError(
                 f"a head {reads} it, and PEFT would give the head another table. Say tied=True if "
-                "one does, tied=False if not, or freeze it, or `untie` the embedding before it is "
-                "trained"
+                "one does, tied=False if not, or freeze it, or `untie` it before it is trained"
             )
         self.head = {f"{PREFIX}{HEAD}.weight": self.modules[name]["weight"]}
 
@@ -162,7 +158,3 @@ class TrainedArrays:
             if not is_saved and name.endswith(tuple(self.modules)):
                 with self.problems.of(show_path(path)):
                     self._save(path)
-
-
-def _is_wrapper(node: Any) -> bool:
-    return isinstance(node, LoRAWrapper)

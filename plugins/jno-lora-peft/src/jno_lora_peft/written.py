@@ -7,27 +7,18 @@ import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import PyTree
 
-from jno.lora import (
-    LoRAWrapper,
-    MatrixAdapter,
-    SelectionError,
-    Shared,
-    extract_adapters,
-    resolve,
-    swap_adapters,
-)
+from jno.lora import LoRAWrapper, MatrixAdapter, Shared, resolve
 from jno.lora.extending import adapted_layers, path_str, show_path, values_of
-from jno_lora_combine import AdapterSum, combine
 from jno_lora_zoo import Method, known_factors, plain_layer
 
 from .arrays import is_loaded
 from .errors import NO_PRODUCT, MisfitError, Problems, format_errors
 from .experts import ExpertArrays, join_experts
 from .layouts import NO_LAYER, Shape, layout_of
-from .names import HEAD, PREFIX, Rename, is_embedding, peft_name, show_index
+from .names import HEAD, PREFIX, Rename, indexed, is_embedding, peft_name
 from .ties import SHARED, Ties
 from .types import TYPE_OF
-from .types.type import METHODS, ROUTED, Adapter, Written, widened
+from .types.type import METHODS, ROUTED, Adapter, Written
 
 Arrays = dict[str, np.ndarray]
 # The variant of a PEFT type, the scale of the update, and the arrays.
@@ -62,10 +53,10 @@ class WrittenAdapters:
         layers = zip(adapted_layers(model, *flags), resolved.values(), strict=True)
         for (path, wrapper, *trains), whole in layers:
             with self.problems.of(f"{show_path(path)} ({type(wrapper).__name__})"):
-                trained = _trained_in_base(trains[0]) if trains else frozenset()
+                bias_trains = bool(trains) and _bias_trains(trains[0])
                 layers, order = _write_adapter(whole, ties.outer(path)), experts.order(path)
                 for written in layers if order is None else join_experts(layers, path):
-                    self._add(written, wrapper, trained, ties.of(path), order)
+                    self._add(written, wrapper, bias_trains, ties.of(path), order)
         for module, tensors in experts.tensors().items():
             self._put(module, tensors)
 
@@ -73,7 +64,7 @@ class WrittenAdapters:
         self,
         written: Written,
         wrapper: LoRAWrapper,
-        trained: frozenset[str],
+        bias_trains: bool,
         is_tied: bool | None,
         order: int | None,
     ) -> None:
@@ -82,7 +73,7 @@ class WrittenAdapters:
         if module in self.modules:
             path = self.modules[module].adapter.path
             raise MisfitError(f"it has PEFT's name {module!r}, as {path!r} has")
-        arrays = _written_base(wrapper, written.adapter.index, trained)
+        arrays = _written_base(wrapper, written.adapter.index, bias_trains)
         if order is not None:
             if arrays:
                 raise MisfitError("PEFT has no place for arrays of the layer beside its factors")
@@ -107,10 +98,9 @@ class WrittenAdapters:
         if written.adapter.variant not in ("lora", "rslora") or not is_embedding(module):
             reads = "reads" if is_tied else "may read"
             raise MisfitError(
-                f"a head {reads} the adapted table, and PEFT lets a head see an adapter only for "
-                "LoRA and rsLoRA on an embedding 'embed_tokens': use `rename` if PEFT's model "
-                "calls it so. If no head reads it, say tied=False; if one does, `untie` an "
-                "`eqx.nn.Embedding` before it is adapted"
+                f"a head {reads} the adapted table, and PEFT lets a head see only LoRA or rsLoRA "
+                "of an embedding 'embed_tokens' (see `rename`). If no head reads it, say "
+                "tied=False; if one does, `untie` the embedding before it is adapted"
             )
         self.ties_adapter = True
         A, B = (written.tensors[f"lora_embedding_{letter}"] for letter in "AB")
@@ -122,8 +112,6 @@ class WrittenAdapters:
 
 def _write_adapter(wrapper: LoRAWrapper, path: str) -> list[Written]:
     """The adapter, or an adapter per layer of a stack. **Raises:** `MisfitError` if not in PEFT."""
-    if isinstance(wrapper, AdapterSum):
-        wrapper = _joined(wrapper)
     where = f"of the {type(wrapper).__name__} at {show_path(path)!r}"
     if layout_of(wrapper.base) is None:
         raise MisfitError(NO_LAYER.format(type(wrapper.base).__name__))
@@ -145,41 +133,34 @@ def _write_adapter(wrapper: LoRAWrapper, path: str) -> list[Written]:
     return _write_layers(wrapper, path, ("lora", 1.0, arrays), {})
 
 
-def _joined(adapters: AdapterSum) -> LoRAWrapper:
-    """A single adapter with the same update. **Raises:** `MisfitError` if this is impossible."""
-    try:
-        joined = combine([extract_adapters({"layer": adapters})], [1.0], "cat")
-    except SelectionError as err:
-        raise MisfitError(
-            "it is a sum of adapters, which are not all low-rank products. `to_lora` makes one "
-            "adapter of it, and `net.activate` with one name activates one of them"
-        ) from err
-    adapted: dict[str, Any] = swap_adapters({"layer": adapters.base}, joined)
-    return adapted["layer"]
-
-
 def _write_layers(wrapper: LoRAWrapper, path: str, form: _Form, shared: Arrays) -> list[Written]:
     """The adapter in this form. **Raises:** `MisfitError` if PEFT's type does not support it."""
     base = plain_layer(wrapper.base)
-    (variant, scale, arrays), layout, rank = form, layout_of(base), wrapper.rank
+    (variant, scale, arrays), layout = form, layout_of(base)
     kind = TYPE_OF[variant]
     assert layout is not None
-    bias = getattr(base, "bias", None)
-    has_bias = bias is not None and bool(read_array(bias, f"the bias at {path!r}").any())
-    dropout = vars(wrapper).get("dropout")
-    p = 0.0 if dropout is None else float(dropout.p)
-    layers: list[Written] = []
     layout.check_kind(kind.layers)
+    bias, dropout = getattr(base, "bias", None), vars(wrapper).get("dropout")
+    has_bias = bias is not None and bool(read_array(bias, f"the bias at {path!r}").any())
+    layers: list[Written] = []
     for index in np.ndindex(*base.weight.shape[: type(wrapper).stack_ndim(wrapper.base)]):
         state = {name: np.asarray(array[index]) for name, array in arrays.items()}
-        # If a method has a scale, the scale is linear in alpha.
+        # The scale of a method, if it has one, is linear in alpha.
         multiplier = float(state.pop("multiplier", 1.0))
         if multiplier != 1 and kind.alpha is None:
             raise MisfitError("its update has a multiplier, and PEFT's type has no scale for it")
-        alpha = None if wrapper.alpha is None else wrapper.alpha * multiplier
-        layer = f"{path}[{show_index(index)}]" if index else path
         adapter = Adapter(
-            layer, index, variant, state, rank, alpha, layout, has_bias, scale, shared, p
+            path=indexed(path, index),
+            index=index,
+            variant=variant,
+            state=state,
+            rank=wrapper.rank or 1,
+            alpha=multiplier * (1.0 if wrapper.alpha is None else wrapper.alpha),
+            layout=layout,
+            has_bias=has_bias,
+            scale=multiplier * scale,
+            shared=shared,
+            dropout=0.0 if dropout is None else float(dropout.p),
         )
         layers.append(kind.write(adapter))
     return layers
@@ -194,7 +175,7 @@ def _in_same_type(wrapper: LoRAWrapper, state: Arrays) -> _Form | None:
     variant = str(cls.method.variant if is_method else cls.variant)
     scale = MatrixAdapter.of(cls).low_rank_scale(rank, alpha)
     if scale is not None:
-        return "rslora" if variant == "rslora" else "lora", scale, _without_multiplier(state)
+        return "rslora" if variant == "rslora" else "lora", scale, state
     if variant in ROUTED and cls.__name__ == ROUTED[variant]:
         return variant, 1.0 if rank is None else alpha / rank, state
     if variant not in TYPE_OF or not issubclass(cls, METHODS.get(variant, ())):
@@ -203,31 +184,23 @@ def _in_same_type(wrapper: LoRAWrapper, state: Arrays) -> _Form | None:
         members = ("scaling", "times_scale", "direction", "row_factor")
         if any(getattr(cls, name) is not getattr(METHODS[variant], name) for name in members):
             return None
-        return variant, cls.scale_for(rank, alpha), _without_multiplier(state)
+        return variant, cls.scale_for(rank, alpha), state
     return variant, 1.0, state
 
 
-def _without_multiplier(state: Arrays) -> Arrays:
-    """A state with the update's multiplier, if any, folded into `lora_B`."""
-    if not {"multiplier", "lora_B"} <= state.keys():
-        return state
-    B, multiplier = widened(state["lora_B"]), widened(state["multiplier"])
-    arrays = {name: array for name, array in state.items() if name != "multiplier"}
-    return arrays | {"lora_B": B * multiplier[..., None, None]}
-
-
-def _trained_in_base(trains: Any) -> frozenset[str]:
-    """`"bias"` if the layer's bias trains. **Raises:** `MisfitError` if another array trains."""
+def _bias_trains(trains: LoRAWrapper) -> bool:
+    """Whether the layer's bias trains. **Raises:** `MisfitError` if another array trains."""
     leaves = jtu.tree_leaves_with_path(trains.base)
-    names = frozenset(path_str(keys) for keys, flag in leaves if flag is True)
+    names = {path_str(keys) for keys, flag in leaves if flag is True}
     if refused := names - {"bias"}:
         raise MisfitError(f"its own {', '.join(sorted(refused))} trains too. Freeze the layer")
-    return names
+    return bool(names)
 
 
-def _written_base(wrapper: LoRAWrapper, index: Shape, trained: frozenset[str]) -> Arrays:
-    """An adapted layer's arrays that train or that `load_peft` read, for PEFT."""
+def _written_base(wrapper: LoRAWrapper, index: Shape, bias_trains: bool) -> Arrays:
+    """An adapted layer's bias if it trains, and its arrays that `load_peft` read, for PEFT."""
     fields = {name: getattr(wrapper.base, name, None) for name in ("weight", "bias")}
+    trained = {"bias"} if bias_trains else set[str]()
     chosen = {name: x for name, x in fields.items() if is_loaded(x) or name in trained}
     arrays = read_arrays(chosen, f"in the {type(wrapper).__name__}")
     slices = {name: x[index] for name, x in arrays.items()}

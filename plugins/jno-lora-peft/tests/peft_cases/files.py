@@ -9,8 +9,6 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from jno.lora import apply_lora, lora_trainable_filter, merge_lora
-from jno_lora_peft.config import known_settings
-from jno_lora_peft.types import TYPES
 
 PREFIX = "base_model.model."
 # The adapters in `files.tar.xz`, which `write_files.py` writes.
@@ -37,11 +35,7 @@ def lora_tensors(module, out, inp, rank=2, seed=0):
 
 def write_files(folder, tensors, **config):
     """An adapter of PEFT in `folder`: LoRA of rank 2 and alpha 3, or what `config` says."""
-    kind = config.get("peft_type", "LORA")
-    usual = {"r": 2, "lora_alpha": 3, "target_modules": ".*"}
-    if isinstance(kind, str) and kind in TYPES:
-        usual = {name: usual[name] for name in usual if name in known_settings(kind)}
-    config = {"peft_type": kind, **usual, **config}
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 3, "target_modules": ".*", **config}
     (folder / "adapter_config.json").write_text(json.dumps(config))
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     return folder

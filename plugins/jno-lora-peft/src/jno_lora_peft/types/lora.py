@@ -2,7 +2,6 @@
 
 import dataclasses
 import re
-from typing import Any
 
 import numpy as np
 
@@ -12,6 +11,7 @@ from .type import METHODS, Adapter, Converted, Module, Modules, Setting, Tensors
 
 # PEFT's name for the update of a bias, which it multiplies by the scale.
 BIAS = "lora_B.bias"
+MAGNITUDE = "lora_magnitude_vector"
 # The variant of `ActivatedLoRA` in jno-lora-routed.
 ACTIVATED = "activated-lora"
 
@@ -27,11 +27,6 @@ class LORA(Type):
     methods = ("lora", "rslora", "dora", ACTIVATED)
     rank = Setting("r", 8, "rank_pattern")
     alpha = Setting("lora_alpha", 8, "alpha_pattern")
-    settings = (
-        "use_rslora use_dora lora_bias init_lora_weights lora_dropout qalora_group_size "
-        "corda_config eva_config loftq_config lora_ga_config velora_config megatron_core "
-        "trainable_token_indices target_parameters alora_invocation_tokens runtime_config"
-    )
     bias = "lora_only"
 
     def read(self, m: Module) -> Converted:
@@ -40,26 +35,27 @@ class LORA(Type):
         is_dora = bool(m.settings.get("use_dora"))
         if m.rank % m.layout.groups:
             raise MisfitError(f"rank {m.rank} is not a multiple of the {m.layout.groups} groups")
-        table = m.layout.pair("lora", m.rank)
+        names = m.layout.pair("lora", m.rank)
         if is_dora:
-            variant, table["magnitude"] = "dora", ("lora_magnitude_vector", m.layout.row)
-        bias = {BIAS: (m.layout.outputs,)} if m.settings.get("lora_bias") else {}
-        tensors = m.take(dict(table.values()) | bias, ignored=("lora_velora_embed",))
+            names["magnitude"] = (MAGNITUDE, m.layout.row)
+        if m.settings.get("lora_bias"):
+            names["bias"] = (BIAS, (m.layout.outputs,))
+        tensors = m.take(dict(names.values()), ignored=("lora_velora_embed",))
         m.layout.check_update(dora=is_dora)
-        arrays = dict(zip([*table, *bias], tensors, strict=True))
+        arrays = dict(zip(names, tensors, strict=True))
+        initial = initial_factors(m, scale)
         if m.settings.get("alora_invocation_tokens"):
-            return _activated(m, arrays, scale)
-        bias_shift = scale * arrays[BIAS] if bias else None
+            return _activated(m, arrays, initial, scale)
+        if is_dora:
+            variant = "dora"
+        elif initial:
+            variant = str(m.settings["init_lora_weights"]).lower().partition("_")[0]
         product = m.layout.to_matrices(arrays["lora_A"], arrays["lora_B"])
-        if product is None:
-            raise MisfitError(f"its update mixes the {m.layout.groups} groups, and no kernel does")
-        if (initial := initial_factors(m, scale)) is not None:
-            name = str(m.settings["init_lora_weights"]).lower().partition("_")[0]
-            adapter = m.low_rank(product, scale).with_arrays(**initial)
-            return dataclasses.replace(adapter, variant=name, bias_shift=bias_shift)
-        adapter = dataclasses.replace(m.low_rank(product, scale, variant), bias_shift=bias_shift)
+        adapter = m.low_rank(product, scale, variant).with_arrays(**initial)
         if is_dora:
             adapter = adapter.with_arrays(magnitude=arrays["magnitude"].reshape(-1))
+        if "bias" in arrays:
+            adapter = dataclasses.replace(adapter, bias_shift=scale * arrays["bias"])
         return adapter
 
     def write(self, adapter: Adapter) -> Written:
@@ -67,32 +63,25 @@ class LORA(Type):
         if adapter.variant == ACTIVATED:
             tokens = arrays.pop("settings/tokens").tolist()
             arrays.pop("settings/active")
-        A, B = arrays["lora_A"], arrays["lora_B"]
-        outputs, inputs = layout.matrix
-        if A.shape != (len(A), inputs) or B.shape != (outputs, len(A)):
-            raise MisfitError(f"its {B.shape} and {A.shape} do not make {(outputs, inputs)}")
         is_dora = adapter.variant == "dora"
         if unknown := arrays.keys() - {"lora_A", "lora_B", "magnitude", "bias_update"}:
             raise MisfitError(f"PEFT's LoRA has nothing like its {', '.join(sorted(unknown))}")
         layout.check_update(dora=is_dora)
-        arrays = {**arrays, "lora_A": layout.for_all_groups(A)}
+        arrays["lora_A"] = layout.for_all_groups(arrays["lora_A"])
         rank = len(arrays["lora_A"])
-        table = layout.pair("lora", rank)
+        names = layout.pair("lora", rank)
         if is_dora:
-            table["magnitude"] = ("lora_magnitude_vector", layout.row)
-        tensors = {name: arrays[field].reshape(shape) for field, (name, shape) in table.items()}
+            names["magnitude"] = (MAGNITUDE, layout.row)
+        tensors = {name: arrays[field].reshape(shape) for field, (name, shape) in names.items()}
         if "bias_update" in arrays:
             if adapter.scale == 0 or is_dora or layout.kind == "embedding":
                 raise MisfitError("PEFT trains biases by LoRA of a scale other than 0")
             tensors[BIAS] = arrays["bias_update"] / np.float32(adapter.scale)
-        settings = {
-            "init_lora_weights": True,
-            "use_dora": is_dora,
-            "alora_invocation_tokens": tokens,
-        }
+        settings = {"use_dora": is_dora, "alora_invocation_tokens": tokens}
+        settings["init_lora_weights"] = True
         return adapter.written(tensors, settings, rank=rank)
 
-    def common(self, modules: Modules) -> dict[str, Any]:
+    def common(self, modules: Modules) -> dict[str, bool]:
         return {"lora_bias": any(BIAS in written.tensors for written in modules.values())}
 
     def shares(self, modules: Modules) -> Tensors:
@@ -106,11 +95,11 @@ class LORA(Type):
         }
 
 
-def _activated(m: Module, arrays: dict[str, np.ndarray], scale: float) -> Converted:
+def _activated(m: Module, arrays: Tensors, initial: Tensors, scale: float) -> Converted:
     """aLoRA. PEFT's invocation is in the configuration."""
     if m.layout.kind != "linear" or arrays.keys() != {"lora_A", "lora_B"}:
         raise MisfitError("PEFT's aLoRA is plain LoRA on linear layers")
-    if initial_factors(m, scale) is not None:
+    if initial:
         raise MisfitError("PiSSA and OLoRA change the weight for tokens before the invocation too")
     tokens = np.asarray(m.settings["alora_invocation_tokens"], np.int32)
     state = {**arrays, "settings/tokens": tokens, "settings/active": np.zeros((), np.float32)}
@@ -124,7 +113,6 @@ class ADALORA(Type):
     tensors = "lora_[ABE]"
     rank = Setting("init_r", 12)
     alpha = Setting("lora_alpha", 8)
-    settings = "target_r tinit tfinal deltaT beta1 beta2 orth_reg_weight total_step"
     bias = "lora_only"
 
     def read(self, m: Module) -> Converted:
@@ -132,13 +120,11 @@ class ADALORA(Type):
         outputs, inputs = m.layout.matrix
         scale = (m.alpha if m.alpha > 0 else m.rank) / (m.rank + 1e-5)
         shapes = {"lora_A": (left, inputs), "lora_B": (outputs, left), "lora_E": (left, 1)}
-        if 0 < left <= min(outputs, inputs):
-            names = {name: (name, shape) for name, shape in shapes.items()}
-            m = dataclasses.replace(m, rank=left, alpha=scale * left)
-            adapter = m.as_method("adalora", names)
-            return adapter.with_arrays(lora_E=adapter.state["lora_E"][:, 0])
         A, B, E = m.take(shapes)
-        return m.low_rank((E * A, B), scale)
+        if not 0 < left <= min(outputs, inputs):
+            return m.low_rank((E * A, B), scale)
+        state = {"lora_A": A, "lora_B": B, "lora_E": E[:, 0]}
+        return Converted("adalora", left, scale * left, state)
 
     def write(self, adapter: Adapter) -> Written:
         """PEFT divides by the rank and 1e-5."""
@@ -155,7 +141,6 @@ class OSF(Type):
 
     tensors = r"osf_svd_params\.[USV]_low"
     layers = None
-    settings = "effective_rank rank_pattern target_svd_config"
 
     def read(self, m: Module) -> Converted:
         names = [f"osf_svd_params.{letter}_low" for letter in "USV"]
@@ -182,10 +167,7 @@ class OSF(Type):
 PURE = (None, True, False, "gaussian", "eva", "orthogonal", "mica")
 # The starts that can be recomputed: PiSSA, exact or by subspace iterations, and OLoRA.
 _FOUND = re.compile("pissa(?:_niter_([0-9]+))?|olora")
-_SAVE_AS_LORA = (
-    "If PEFT can, save it as plain LoRA: `save_pretrained(directory, "
-    "path_initial_model_for_weight_conversion=...)`"
-)
+_SAVE_AS_LORA = "Save it as LoRA by PEFT's `path_initial_model_for_weight_conversion`, if possible"
 # Float32 rounding moves the truncated product by about 5e-8 / gap of the weight (measured).
 _LEAST_GAP = 1e-3
 # Rounding moves a QR decomposition by about 1e-7 times the condition number.
@@ -197,22 +179,22 @@ _UNCLEAR = (
 )
 
 
-def refused_start(start: Any) -> list[str]:
+def refused_start(start: object) -> list[str]:
     """A line if the weight change by this `init_lora_weights` cannot be recomputed."""
     if start in PURE or _FOUND.fullmatch(str(start).lower()):
         return []
-    return [
-        f"init_lora_weights={start!r}: PEFT takes something out of the layer's weight at the "
-        f"start, and the file fits only the rest. {_SAVE_AS_LORA}"
-    ]
+    takes = (
+        "PEFT takes something out of the layer's weight at the start, and the file fits the rest"
+    )
+    return [f"init_lora_weights={start!r}: {takes}. {_SAVE_AS_LORA}"]
 
 
-def initial_factors(m: Module, scale: float) -> dict[str, np.ndarray] | None:
+def initial_factors(m: Module, scale: float) -> dict[str, np.ndarray]:
     """The factors that a LoRA subtracted from the weight, if any. **Raises:** `MisfitError`."""
     start = m.settings.get("init_lora_weights")
     match = _FOUND.fullmatch(str(start).lower())
     if match is None:
-        return None
+        return {}
     if m.layout.kind != "linear" or m.settings.get("use_dora") or scale <= 0:
         raise MisfitError(f"{start!r} is read for LoRA of a scale above 0, on linear layers")
     if match[0] == "olora":

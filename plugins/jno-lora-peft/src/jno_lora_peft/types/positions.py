@@ -22,7 +22,6 @@ class SHIRA(Type):
 
     tensors = "shira_(?:weight|indices)"
     rank = Setting("r", 32)
-    settings = "mask_type random_seed"
 
     def read(self, m: Module) -> Converted:
         outputs, inputs = m.layout.matrix
@@ -46,7 +45,6 @@ class SUPERTUNING(Type):
     """Super-Tuning; LoRA if combined with one."""
 
     tensors = r"supertuning_(?:values|indices|lora_[AB]\.weight)"
-    settings = "r lora_alpha lora_dropout sparsity select_top save_precomputed_indices"
 
     def read(self, m: Module) -> Converted:
         outputs, inputs = m.layout.matrix
@@ -110,7 +108,6 @@ class FOURIERFT(Type):
     tensors = "fourierft_spectrum"
     rank = Setting("n_frequency", 1000, "n_frequency_pattern", by_name=True)
     alpha = Setting("scaling", 150.0)
-    settings = "random_loc_seed"
     bias = "fourier_only"
 
     def read(self, m: Module) -> Converted:
@@ -131,7 +128,6 @@ class WAVEFT(Type):
     tensors = "waveft_spectrum"
     rank = Setting("n_frequency", 2592, "n_frequency_pattern")
     alpha = Setting("scaling", 25.0)
-    settings = "random_loc_seed wavelet_family use_idwt proportional_parameters"
     bias = "waveft_only"
 
     def read(self, m: Module) -> Converted:

@@ -20,11 +20,9 @@ class LOHA(Type):
     layers = None
     rank = Setting("r", 8, "rank_pattern")
     alpha = Setting("alpha", 8, "alpha_pattern")
-    settings = "rank_dropout module_dropout use_effective_conv2d"
 
     def read(self, m: Module) -> Converted:
-        has_cores = m.settings.get("use_effective_conv2d") or "hada_t1" in m.tensors
-        if has_cores or m.rank > min(m.layout.matrix) or m.layout.odd:
+        if "hada_t1" in m.tensors or m.rank > min(m.layout.matrix) or m.layout.odd:
             return _loha_as_lora(m)
         m.layout.check_kind(_LAYERS, groups=True)
         outputs, inputs = m.layout.matrix
@@ -66,10 +64,6 @@ class LOKR(Type):
     layers = None
     rank = Setting("r", 8, "rank_pattern")
     alpha = Setting("alpha", 8, "alpha_pattern")
-    settings = (
-        "decompose_both decompose_factor rank_dropout rank_dropout_scale module_dropout "
-        "use_effective_conv2d"
-    )
 
     def read(self, m: Module) -> Converted:
         w1, w2 = m.tensors.get("lokr_w1"), m.tensors.get("lokr_w2")
@@ -141,7 +135,6 @@ class HIRA(Type):
     tensors = "hira_(?:embedding_)?[AB]"
     layers = ("linear", "conv1d", "conv2d", "conv3d", "embedding")
     rank = Setting("r", 32)
-    settings = "hira_dropout rank_pattern runtime_offload_base_weight"
 
     def read(self, m: Module) -> Converted:
         table = m.layout.pair("hira", m.rank)
@@ -167,7 +160,6 @@ class GRALORA(Type):
     tensors = r"gralora_[AB](?:_general\.weight)?"
     rank = Setting("r", 32)
     alpha = Setting("alpha", 64)
-    settings = "gralora_k hybrid_r gralora_dropout"
     bias = "gralora_only"
 
     def read(self, m: Module) -> Converted:
@@ -197,7 +189,6 @@ class DELORA(Type):
 
     tensors = "delora_(?:A|B|lambda|w_norm)"
     rank = Setting("r", 8, "rank_pattern")
-    settings = "delora_lambda lambda_pattern module_dropout"
     bias = "delora_only"
 
     def read(self, m: Module) -> Converted:
@@ -224,7 +215,6 @@ class DEFT(Type):
 
     tensors = "deft_[PR]"
     rank = Setting("r", 8)
-    settings = "alpha decomposition_method para init_scale deft_dropout"
     bias = "deft_only"
 
     def read(self, m: Module) -> Converted:
@@ -266,7 +256,6 @@ class MISS(Type):
 
     tensors = "miss_block"
     rank = Setting("r", 64)
-    settings = "mini_r miss_dropout"
     bias = "miss_only"
 
     def read(self, m: Module) -> Converted:
@@ -313,14 +302,15 @@ class GLORA(Type):
     tensors = r"glora_[A-E]\.(?:Xd|Xu|X|zeros)"
     layers = None
     rank = Setting("r", 8)
-    settings = "config_A_B config_C config_D_E"
 
     def read(self, m: Module) -> Converted:
         outputs, inputs = m.layout.matrix
         shapes = {"A": (outputs, inputs), "B": (outputs, inputs), "C": (inputs, 1)}
         shapes |= {"D": (outputs,), "E": (outputs,)}
         A, B, C, D, E = (_support(m, letter, shape) for letter, shape in shapes.items())
-        shift = m.b * D + E + (m.W @ C)[:, 0]
+        bias = getattr(m.layer, "bias", None)
+        b = 0.0 if bias is None else np.asarray(bias[m.index], np.float64).reshape(-1)
+        shift = b * D + E + (m.W @ C)[:, 0]
         adapter = m.update((m.W * A + B).astype(np.float32))
         if shift.any():
             adapter = dataclasses.replace(adapter, bias_shift=shift.astype(np.float32))

@@ -17,10 +17,6 @@ class OFT(Type):
 
     tensors = r"oft_R\.weight"
     methods = ("oft-in",)
-    settings = (
-        "r oft_block_size coft eps block_share use_cayley_neumann num_cayley_neumann_terms "
-        "module_dropout"
-    )
     bias = "oft_only"
 
     def read(self, m: Module) -> Converted:
@@ -63,7 +59,6 @@ class BOFT(Type):
     """BOFT."""
 
     tensors = "boft_[Rs]"
-    settings = "boft_block_size boft_block_num boft_dropout boft_n_butterfly_factor"
     bias = "boft_only"
 
     def read(self, m: Module) -> Converted:
@@ -95,7 +90,6 @@ class HRA(Type):
 
     tensors = "hra_u"
     rank = Setting("r", 8)
-    settings = "apply_GS"
     bias = "hra_only"
 
     def read(self, m: Module) -> Converted:
@@ -122,7 +116,6 @@ class ROAD(Type):
     """RoAd, bias included."""
 
     tensors = "road_(?:theta|alpha)"
-    settings = "variant group_size"
 
     def read(self, m: Module) -> Converted:
         kind, size = m.settings.get("variant", "road_1"), m.settings.get("group_size", 64)

@@ -22,7 +22,6 @@ class LILY(Type):
     rank = Setting("r", 32)
     alpha = Setting("scaling", 1.0)
     shared = r"base_model\.model\..*lily_B\.weight"
-    settings = "num_B stride_A"
 
     def read(self, m: Module) -> Converted:
         """PEFT writes the shared factors for each layer; here, a group has one array of factors."""
@@ -95,7 +94,6 @@ class PEANUT(Type):
     tensors = r"peanut_[AB]\.weight|peanut_(?:encoders|decoders)\.\d+\.weight"
     rank = Setting("r", 32)
     alpha = Setting("scaling", 1.0)
-    settings = "depth act_fn"
 
     def read(self, m: Module) -> Converted:
         outputs, r = m.layout.outputs, m.rank
@@ -129,7 +127,6 @@ class POLY(Type):
 
     tensors = r"poly_lora_[AB]|poly_router\.module_logits"
     rank = Setting("r", 8)
-    settings = "n_tasks n_skills n_splits"
     only = (("poly_type", "poly", "PEFT has no other type"),)
 
     def read(self, m: Module) -> Converted:

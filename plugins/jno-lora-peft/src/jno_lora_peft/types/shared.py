@@ -23,7 +23,6 @@ class VERA(Type):
     methods = ("vera-shared",)
     rank = Setting("r", 256)
     shared = r"base_model\.vera_[AB]"
-    settings = "vera_dropout d_initial projection_prng_key save_projection"
     bias = "vera_only"
 
     def read(self, m: Module) -> Converted:
@@ -52,7 +51,6 @@ class PVERA(Type):
     layers = None
     rank = Setting("r", 256)
     shared = r"base_model\.pvera_[AB]"
-    settings = "pvera_dropout d_initial generator_seed projection_prng_key save_projection"
     only = (("sample_at_inference", False, "its outputs are drawn at random"),)
 
     def read(self, m: Module) -> Converted:
@@ -70,7 +68,6 @@ class RANDLORA(Type):
     rank = Setting("r", 32)
     alpha = Setting("randlora_alpha", 640)
     shared = r"base_model\.randlora_[AB]"
-    settings = "randlora_dropout projection_prng_key save_projection sparse very_sparse"
     bias = "randlora_only"
 
     def read(self, m: Module) -> Converted:
@@ -120,7 +117,6 @@ class UNILORA(Type):
     layers = None
     rank = Setting("r", 4)
     shared = r"base_model\.unilora_theta_d"
-    settings = "theta_d_length proj_seed unilora_dropout init_theta_d_bound"
     only = (("save_indices", True, "save it in PEFT with True, since only Torch draws them again"),)
 
     def read(self, m: Module) -> Converted:
@@ -144,10 +140,6 @@ class VBLORA(Type):
     methods = ("vb-lora",)
     rank = Setting("r", 4)
     shared = r"base_model\.vblora_vector_bank"
-    settings = (
-        "topk num_vectors vector_length save_only_topk_weights vblora_dropout "
-        "init_vector_bank_bound init_logits_std"
-    )
     bias = "vblora_only"
 
     def read(self, m: Module) -> Converted:
@@ -201,10 +193,6 @@ class FROD(Type):
     tensors = "frod_lambda_(?:l|s_values)"
     layers = None
     shared = r"base_model\.frod_(?:V|s_indices|s_size)\..*"
-    settings = (
-        "frod_dropout sparse_rate regularization_alpha progressbar projection_prng_key "
-        "runtime_offload_base_weight save_projection"
-    )
 
     def read(self, m: Module) -> Converted:
         inputs, (count,) = m.layout.inputs, m.shape_of("frod_lambda_s_values", 1)
@@ -240,7 +228,6 @@ class TINYLORA(Type):
     tensors = "tinylora_[ABP]"
     rank = Setting("r", 2)
     shared = r"base_model\.tinylora_v\..*"
-    settings = "u weight_tying projection_seed save_projection init_v_bound tinylora_dropout"
 
     def read(self, m: Module) -> Converted:
         u, (outputs, inputs) = m.settings.get("u", 64), m.layout.matrix

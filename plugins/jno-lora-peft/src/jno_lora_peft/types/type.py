@@ -18,6 +18,7 @@ from ..layouts import Layout, Shape
 
 Tensors = Mapping[str, np.ndarray]
 Factors = tuple[np.ndarray, np.ndarray]
+Settings = Mapping[str, Any]
 METHODS: dict[str, Any] = {str(method.variant): method for method in _METHODS}
 # The adapters of jno-lora-routed that also exist in PEFT, by variant.
 ROUTED = {
@@ -58,7 +59,7 @@ class Module:
     """
 
     name: str
-    settings: Mapping[str, Any]
+    settings: Settings
     rank: int
     alpha: float
     tensors: Tensors
@@ -69,21 +70,17 @@ class Module:
 
     def take(self, shapes: Mapping[str, Shape], ignored: Collection[str] = ()) -> list[np.ndarray]:
         """The tensors of these names. **Raises:** `MisfitError` if names or shapes differ."""
-        tensors = self.tensors
-        lines = [f"{name}: missing" for name in shapes if name not in tensors]
-        lines += [
-            f"{name}: not part of the adapter that adapter_config.json describes for this layer"
-            for name in tensors
-            if name not in shapes and name not in ignored
-        ]
-        lines += [
-            f"{name}: expected shape {shape}, got {tensors[name].shape}"
-            for name, shape in shapes.items()
-            if name in tensors and tensors[name].shape != shape
-        ]
+        lines: list[str] = []
+        for name, shape in shapes.items():
+            if name not in self.tensors:
+                lines.append(f"{name}: missing")
+            elif (found := self.tensors[name].shape) != shape:
+                lines.append(f"{name}: expected shape {shape}, got {found}")
+        for name in sorted(self.tensors.keys() - {*shapes, *ignored}):
+            lines.append(f"{name}: adapter_config.json describes no such tensor of this layer")
         if lines:
             raise MisfitError(*lines)
-        return [tensors[name] for name in shapes]
+        return [self.tensors[name] for name in shapes]
 
     def shape_of(self, name: str, axes: int) -> Shape:
         """The shape of a tensor. **Raises:** `MisfitError` if it is missing, or has other axes."""
@@ -98,14 +95,6 @@ class Module:
         weight = np.asarray(self.layer.weight[self.index], np.float64)
         weight = weight.T if self.layout.kind == "embedding" else weight
         return weight.reshape(self.layout.matrix)
-
-    @property
-    def b(self) -> np.ndarray:
-        """The layer's bias, in float64; zeros if the layer has no bias."""
-        bias = getattr(self.layer, "bias", None)
-        if bias is None:
-            return np.zeros(self.layout.outputs)
-        return np.asarray(bias[self.index], np.float64).reshape(-1)
 
     def as_method(self, variant: str, names: Mapping[str, tuple[str, Shape]]) -> Converted:
         """A method with these tensors as arrays, given by field as the file's names and shapes."""
@@ -147,14 +136,14 @@ class Adapter:
     variant: str
     state: Tensors
     rank: int
-    alpha: Any  # `None` if the method has no alpha
+    alpha: float  # 1 if the method has no alpha
     layout: Layout
     has_bias: bool
     scale: float = 1.0
     shared: Tensors = dataclasses.field(default_factory=dict)
     dropout: float = 0.0
 
-    def written(self, tensors: Tensors, settings: Mapping[str, Any], **changes: Any) -> "Written":
+    def written(self, tensors: Tensors, settings: Settings, **changes: float) -> "Written":
         """The adapter with these tensors in PEFT; `changes` are PEFT's rank and alpha."""
         return Written(dataclasses.replace(self, **changes), tensors, settings)
 
@@ -165,7 +154,7 @@ class Written:
 
     adapter: Adapter
     tensors: Tensors
-    settings: Mapping[str, Any]
+    settings: Settings
     shared: Tensors = dataclasses.field(default_factory=dict)
 
 
@@ -193,7 +182,6 @@ class Type:
     - `methods`: the variants that are written as this type, if not the variant of the same name.
     - `layers`: the kinds of layer that PEFT's type supports; if `None`, `read` and `write` check.
     - `rank`, `alpha`: the settings with these numbers.
-    - `settings`: names of further settings that are read or do not change outputs, with spaces.
     - `only`: settings that must have a certain value, the value, and why.
     - `bias`: the value of the setting `bias` for which the adapted layers' biases train.
     """
@@ -203,8 +191,7 @@ class Type:
     layers: tuple[str, ...] | None = ("linear",)
     rank: Setting | None = None
     alpha: Setting | None = None
-    settings = ""
-    only: tuple[tuple[str, Any, str], ...] = ()
+    only: tuple[tuple[str, object, str], ...] = ()
     bias = ""
 
     def read(self, m: Module) -> Converted:
@@ -215,7 +202,7 @@ class Type:
         """The adapter in PEFT's form. **Raises:** `MisfitError`."""
         raise NotImplementedError
 
-    def common(self, modules: Modules) -> dict[str, Any]:
+    def common(self, modules: Modules) -> Settings:
         """The settings that depend on all modules. **Raises:** `MisfitError` if they disagree."""
         return {}
 
@@ -239,10 +226,9 @@ class Type:
         return type(self).__name__
 
     @property
-    def known_settings(self) -> set[str]:
-        numbers = [setting for setting in (self.rank, self.alpha) if setting is not None]
-        names = {name for setting in numbers for name in (setting.name, setting.pattern) if name}
-        return {*self.settings.split(), *(name for name, _, _ in self.only), *names}
+    def numbers(self) -> list[Setting]:
+        """The settings that are numbers."""
+        return [setting for setting in (self.rank, self.alpha) if setting is not None]
 
     @property
     def variants(self) -> tuple[str, ...]:
@@ -267,11 +253,11 @@ def floating(tensors: Tensors) -> Tensors:
     return wide
 
 
-def alpha_for(variant: str, rank: int, scale: float, given: float | None) -> float:
+def alpha_for(variant: str, rank: int, scale: float, given: float) -> float:
     """The alpha for this scale: the given alpha if it gives the scale up to rounding."""
-    # The scale of the adapters of jno-lora-routed is LoRA's.
-    alpha = scale / METHODS["lora" if variant in ROUTED else variant].scale_for(rank, 1.0)
-    return alpha if given is None or not math.isclose(alpha, given) else float(given)
+    scale_for = getattr(METHODS.get(variant), "scale_for", METHODS["lora"].scale_for)
+    alpha = scale / scale_for(rank, 1.0)
+    return given if math.isclose(alpha, given) else alpha
 
 
 def factors(kernel: np.ndarray) -> Factors:

@@ -19,7 +19,6 @@ class IA3(Type):
     tensors = "ia3_l"
     layers = None
     methods = ("ia3", "ia3-out", "ia3-in")
-    settings = "feedforward_modules init_ia3_weights"
 
     def read(self, m: Module) -> Converted:
         """PEFT scales the inputs of `feedforward_modules`, and the outputs of all other layers."""
@@ -89,5 +88,3 @@ class LN_TUNING(Type):
 # Trainable tokens: rows of an embedding.
 class TRAINABLE_TOKENS(Type):
     """replaces rows of the embedding."""
-
-    settings = "token_indices"
