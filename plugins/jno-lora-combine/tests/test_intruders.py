@@ -102,7 +102,7 @@ def test_calls_that_make_no_sense_are_refused(plain):
         report_intruders(plain[0])
     for changed, message in (
         ({"top": 0}, "`top` must be an integer of at least 1, but is 0"),
-        ({"threshold": 1.5}, "`threshold` must be a number between 0 and 1, but is 1.5"),
+        ({"threshold": 1.5}, "`threshold` must be .*, but is 1.5"),
         ({"factor": -1}, "`factor` must be a number of 0 or more, but is -1"),
     ):
         with pytest.raises(SelectionError, match=message):

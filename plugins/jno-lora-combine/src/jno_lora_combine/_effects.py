@@ -15,7 +15,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, PyTree
 
-from jno.lora import LoRAWrapper, MatrixAdapter, SelectionError, Table, WrapperError
+from jno.lora import LoRAWrapper, MatrixAdapter, SelectionError, Table
 from jno.lora.extending import (
     Printed,
     adapted_layers,
@@ -23,13 +23,11 @@ from jno.lora.extending import (
     filler,
     over_stack,
     path_str,
-    refusal_of_template,
     show_path,
     table,
-    wide_layers,
 )
 
-from ._matrices import MatrixRow, matrices_of
+from ._matrices import MatrixRow, before_and_after, matrices_of
 from ._pictures import new_picture
 
 # With more matrices, only some have a label.
@@ -113,19 +111,12 @@ def adapter_effects(model: PyTree) -> AdapterEffects:
     left_out: list[str] = []
     fill = filler(model)
     for path, adapter in adapted_layers(model):
-        place = f"the {type(adapter).__name__} at {show_path(path)!r}"
-        if refusal := refusal_of_template(adapter, "Give the model itself."):
-            raise WrapperError(f"Could not merge {place}: {refusal}")
-        with jax.enable_x64(True):
-            try:
-                before, after = wide_layers(fill(adapter))
-            except WrapperError:
-                left_out.append(path)
-                continue
-            except Exception as err:  # a merge may raise anything
-                raise WrapperError(f"Could not merge {place}: {err!r}") from err
-            matrices = [_matrices_by_name(adapter, layer) for layer in (before, after)]
-        rows += _effects_of(path, adapter, *matrices)
+        read = functools.partial(_matrices_by_name, adapter)
+        matrices = before_and_after(path, fill(adapter), read)
+        if matrices is None:
+            left_out.append(path)
+        else:
+            rows += _effects_of(path, adapter, *matrices)
     return AdapterEffects(tuple(rows), tuple(left_out))
 
 

@@ -29,12 +29,11 @@ from jno.lora.extending import (
     over_stack,
     show_path,
     table,
-    wide_layers,
 )
 from jno_lora_zoo import Factors, known_factors
 
-from ._matrices import MatrixRow, matrices_of
-from ._products import side_by_side, within_full_rank
+from ._matrices import MatrixRow, before_and_after, matrices_of
+from ._products import check_fraction, side_by_side, within_full_rank
 from ._to_lora import to_lora
 
 
@@ -115,11 +114,12 @@ def report_intruders(model: PyTree, *, top: int = 10, threshold: float = 0.5) ->
     arXiv:2410.21228.
     """
     expect_model(model, "report_intruders")
-    _check(top, threshold)
+    check_rank(top, "`top`")
+    check_fraction("threshold", threshold)
     rows: list[IntruderRow] = []
     left_out: list[str] = []
     for path, adapter in adapted_layers(resolve(model)):
-        pairs = _before_and_after(adapter)
+        pairs = _pairs_of(path, adapter)
         if not pairs:
             left_out.append(path)
         for array, (before, after) in pairs.items():
@@ -171,7 +171,8 @@ def reduce_intruders(
     intruders of a matrix are scaled.
     """
     expect_model(model, "reduce_intruders")
-    _check(top, threshold)
+    check_rank(top, "`top`")
+    check_fraction("threshold", threshold)
     is_number = isinstance(factor, int | float) and not isinstance(factor, bool)
     if not (is_number and math.isfinite(factor) and factor >= 0):
         raise SelectionError(f"`factor` must be a number of 0 or more, but is {factor!r}.")
@@ -179,7 +180,7 @@ def reduce_intruders(
     lora, _ = to_lora({path: a for path, a in adapted_layers(put) if path in adapters.adapters})
     loose = dict(extract_adapters(lora).adapters)
     for path, adapter in lora.items():
-        pairs, update = _before_and_after(adapter), known_factors(adapter)
+        pairs, update = _pairs_of(path, adapter), known_factors(adapter)
         if update is None or "" not in pairs:
             raise SelectionError(
                 f"{show_path(path)}: a {type(adapter).__name__} has no single matrix whose "
@@ -245,23 +246,13 @@ def _is_nonzero(sizes: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     return sizes > max(shape[-2:]) * np.finfo(np.float32).eps * sizes[..., :1]
 
 
-def _before_and_after(adapter: LoRAWrapper) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def _pairs_of(path: str, adapter: LoRAWrapper) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """`W` and `W'`, `(*stack, out, in)`, by name. Empty if they are not known."""
-    if not type(adapter).mergeable:
-        return {}
     read = functools.partial(matrices_of, MatrixAdapter.of(type(adapter)))
-    matrices = over_stack(read, type(adapter).stack_ndim(adapter.base))
-    with jax.enable_x64(True):
-        before, after = (jax.tree.map(_on_host, matrices(layer)) for layer in wide_layers(adapter))
-    return {name: (W, after[name]) for name, W in before.items()}
+    over_layers = over_stack(read, type(adapter).stack_ndim(adapter.base))
+    both = before_and_after(path, adapter, lambda layer: jax.tree.map(_on_host, over_layers(layer)))
+    return {} if both is None else {name: (W, both[1][name]) for name, W in both[0].items()}
 
 
 def _on_host(matrix: Array) -> np.ndarray:
     return np.asarray(matrix, np.complex128 if jnp.iscomplexobj(matrix) else np.float64)
-
-
-def _check(top: object, threshold: object) -> None:
-    """**Raises:** `SelectionError` unless both numbers are valid."""
-    check_rank(top, "`top`")
-    if not isinstance(threshold, int | float) or not 0 < threshold <= 1:
-        raise SelectionError(f"`threshold` must be a number between 0 and 1, but is {threshold!r}.")

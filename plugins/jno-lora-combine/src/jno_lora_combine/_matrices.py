@@ -1,11 +1,17 @@
-"""The matrices that adapters update, and a row of a report about one of them."""
+"""The matrices that adapters update, before and after, and a row of a report about one of them."""
 
 import dataclasses
+from collections.abc import Callable
+from typing import TypeVar
 
 import equinox as eqx
+import jax
 from jaxtyping import Array, Inexact
 
-from jno.lora import LoRAWrapper, MatrixAdapter
+from jno.lora import LoRAWrapper, MatrixAdapter, WrapperError
+from jno.lora.extending import refusal_of_template, show_path, wide_layers
+
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,3 +47,25 @@ def matrices_of(
         return dict(several)
     matrix = cls.matrix(layer)
     return {} if matrix is None else {"": matrix}
+
+
+def before_and_after(
+    path: str, adapter: LoRAWrapper, read: Callable[[eqx.Module], T]
+) -> tuple[T, T] | None:
+    """`read` of the layer before adapting and of the merged layer, in float64.
+
+    Half precision becomes float32. `None` for an adapter that cannot be merged.
+
+    **Raises:** `WrapperError` that names the path, if the merge fails.
+    """
+    place = f"the {type(adapter).__name__} at {show_path(path)!r}"
+    if refusal := refusal_of_template(adapter, "Give the model itself."):
+        raise WrapperError(f"Could not merge {place}: {refusal}")
+    with jax.enable_x64(True):
+        try:
+            before, after = wide_layers(adapter)
+        except WrapperError:
+            return None
+        except Exception as err:  # a merge may raise anything
+            raise WrapperError(f"Could not merge {place}: {err!r}") from err
+        return read(before), read(after)

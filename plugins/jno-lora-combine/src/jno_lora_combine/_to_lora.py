@@ -8,14 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jno.lora import (
-    JnoLoraError,
-    LoRAWrapper,
-    MatrixAdapter,
-    Registry,
-    WrapperError,
-    unwrap_lora,
-)
+from jno.lora import JnoLoraError, LoRAWrapper, MatrixAdapter, Registry, WrapperError, unwrap_lora
 from jno.lora.extending import (
     adapted_layers,
     at_least_float32,
