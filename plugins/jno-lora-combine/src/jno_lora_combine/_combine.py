@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -369,8 +369,9 @@ def _input_shares(
     return [grams[index] @ inverse for index in sets]
 
 
-class _Recipe(NamedTuple):
-    """The static arguments of `combine`."""
+@dataclasses.dataclass(frozen=True)
+class _Recipe:
+    """The static arguments of `combine`. No pytree, because NumPy's numbers would be traced."""
 
     method: str
     density: float | None
