@@ -20,9 +20,8 @@ from jno.lora.extending import adapted_layers, bullets, expect_model
 from ._growth import axis_size, grown, room_for
 from ._running import at_slot, call_batch, call_one, check_names, in_slot
 from ._state import Snapshot, State
-from ._sums import with_joined_sums
 from ._training import slots_to_train, slotwise
-from ._values import Values, at_rank_of, values_of, with_factors, without_factors
+from ._values import Values, joined_sums, values_of, with_factors, without_factors
 
 Source = AdapterSet | str | os.PathLike[str]
 
@@ -160,7 +159,7 @@ class AdapterBank:
             self._state = self._state._replace(is_shared=True)
             return self._state.snapshot
 
-    def __call__(self, *args: Any) -> Any:
+    def __call__(self, *args: PyTree) -> PyTree:
         """`bank(x, slot)`: the model's output for one example, perhaps under `vmap`.
 
         The slot is an index, or the name of an adapter.
@@ -178,8 +177,11 @@ class AdapterBank:
             return call_one(model, *inputs)
 
     def run(
-        self, names: Sequence[str | None], *args: Any, function: Callable[..., Any] | None = None
-    ) -> Any:
+        self,
+        names: Sequence[str | None],
+        *args: PyTree,
+        function: Callable[..., Any] | None = None,
+    ) -> PyTree:
         """The outputs for a batch, each example with the adapter of its name, by one program.
 
         **Arguments:**
@@ -256,7 +258,7 @@ class AdapterBank:
             slot_rates, moving = slots_to_train(self._state, rates, self._sets)
         return slotwise(make, slot_rates, moving)
 
-    def _to_call(self, args: Any) -> Snapshot:
+    def _to_call(self, args: PyTree) -> Snapshot:
         """The bank for a program that runs at once, with these arguments."""
         if isinstance(jnp.zeros(()), Tracer):
             raise SelectionError(
@@ -271,13 +273,13 @@ class AdapterBank:
     def _read(self, adapters: Source) -> tuple[AdapterSet, dict[str, Values]]:
         if isinstance(adapters, str | os.PathLike):
             adapters = read_adapters(adapters)
-        adapters = with_joined_sums(self._plain, adapters)
+        adapters = joined_sums(self._plain, adapters)
         return adapters, values_of(self._plain, adapters)
 
     def _put(self, name: str, adapters: AdapterSet, values: Mapping[str, Values]) -> int:
         """Write the values into the slot of `name` or an empty slot, making room if needed."""
         state = self._state
-        rooms, lacking = room_for(state, self._plain, adapters, values, self._rank)
+        rooms, lacking = room_for(state, adapters, values, self._rank)
         if name not in state.slots and not state.free:
             slot = f"an empty slot (all {self.capacity} are in use): bank.remove(name) makes one"
             lacking = [slot, *lacking]
@@ -287,10 +289,12 @@ class AdapterBank:
                 f"The bank is fixed, and the adapters need more room:\n{bullets(lacking)}\n"
                 f"Or make a new bank with them: AdapterBank(model, {{{name!r}: adapters}})."
             )
-        values = at_rank_of(rooms, values)
-        state = grown(state, self._plain, rooms, self._axis, values) if lacking else state
-        state.check_forms(values)
-        self._state = state.filled(name, values)
+        values = {path: new.at_rank(rooms[path].rank) for path, new in values.items()}
+        if lacking:
+            state = grown(state, self._plain, rooms, self._axis, values)
+        arrays = {path: new.arrays for path, new in values.items()}
+        state.check_forms(arrays)
+        self._state = state.filled(name, arrays)
         self._sets[name] = without_factors(adapters)
         return self._state.slots[name]
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import numpy as np
@@ -12,9 +12,9 @@ from jaxtyping import Array, PyTree
 from jno.lora import AdapterSet, LayerForm, LooseAdapter, SelectionError
 from jno.lora.extending import layers_at, over_stack, put_around, show_path
 
-from ._slots import Slots, SumSlots, layers_with_slots, slots_class
+from ._slots import Slots, SumSlots, layers_with_slots
 from ._state import State
-from ._values import Values, rank_needed
+from ._values import SumValues, Values
 
 # The optional fields of `Slots`.
 _OPTIONAL = frozenset({"gain", "shift"})
@@ -29,7 +29,7 @@ class Room(NamedTuple):
 
 
 def room_for(
-    state: State, model: PyTree, adapters: AdapterSet, values: Mapping[str, Values], rank: int
+    state: State, adapters: AdapterSet, values: Mapping[str, Values], rank: int
 ) -> tuple[dict[str, Room], list[str]]:
     """The room that the layers need for these adapters too, and a list of the missing room.
 
@@ -39,18 +39,16 @@ def room_for(
         path: Room(type(slots), slots.rank or 0, _OPTIONAL & slots.state().keys())
         for path, slots in layers_with_slots(state.snapshot.model)
     }
-    layers = layers_at(model, adapters)
     lacking: list[str] = []
     are_products = all(adapter.is_product for adapter in adapters.adapters.values())
-    for path, fields in values.items():
-        cls: Any = slots_class(adapters[path].wrapper, layers[path])
-        needed = Room(cls, rank_needed(cls, fields, rank), _OPTIONAL & fields.keys())
+    for path, new in values.items():
+        needed = Room(new.cls, new.rank_needed(rank), _OPTIONAL & new.arrays.keys())
         if path not in rooms:
             lacking.append(f"slots in the layer {show_path(path)!r}")
             rooms[path] = needed
             continue
         present = rooms[path]
-        if present.cls is not cls:
+        if present.cls is not needed.cls:
             raise SelectionError(
                 f"{show_path(path)}: the {adapters[path].wrapper.__name__} needs slots of another "
                 "kind than the adapters in the bank, because it sees the layer in another way. "
@@ -63,7 +61,8 @@ def room_for(
             lacking.append(has + (cut if are_products else ""))
         new_fields = sorted(needed.fields - present.fields)
         lacking += [f"a {field} of the outputs of {show_path(path)!r}" for field in new_fields]
-        rooms[path] = Room(cls, max(needed.rank, present.rank), needed.fields | present.fields)
+        fields = needed.fields | present.fields
+        rooms[path] = Room(new.cls, max(needed.rank, present.rank), fields)
     return rooms, lacking
 
 
@@ -76,7 +75,7 @@ def grown(
 ) -> State:
     """The state of the plain `model` with `rooms`, which are at least as large as now.
 
-    - `values`: the values to add, which give slots of a new layer with a `sum_of` their form.
+    - `values`: the adapters to add, which give slots of a new layer with a `sum_of` their form.
     """
     layers, old_layers = layers_at(model, rooms), dict(layers_with_slots(state.snapshot.model))
     used = np.asarray([0, *state.slots.values()])
@@ -87,7 +86,7 @@ def grown(
         old, scales = old_layers.get(path), (room.rank, 1.0)
         if issubclass(room.cls, SumSlots):
             old = None if old is None else old.at_higher_rank(room.rank)
-            form = values[path]["sum"] if old is None else old.term
+            form = cast(SumValues, values[path]).term if old is None else old.term
             arrays = SumSlots.empty_slots(
                 form.state, state.capacity, ndim, has_slots=old is not None
             )
@@ -96,7 +95,8 @@ def grown(
             arrays = over_stack(partial(_empty, room, state.capacity), ndim)(layer)
         if old is not None:
             for field, array in old.state().items():
-                arrays[field] = _with_corner(arrays[field], array)
+                corner = tuple(map(slice, array.shape))
+                arrays[field] = arrays[field].at[corner].set(array)
         else:  # the adapters so far leave this layer as it is
             arrays["scale"] = arrays["scale"].at[..., used].set(0)
         adapters[path] = LooseAdapter(arrays, room.cls, *scales, LayerForm.of(layer, ndim))
@@ -107,18 +107,7 @@ def grown(
     return larger
 
 
-def _with_corner(array: Array, corner: Array) -> Array:
-    """`array` with `corner` at its beginning, by NumPy because JAX would compile a program."""
-    inside = tuple(slice(0, size) for size in corner.shape)
-    if not (array.is_fully_addressable and corner.is_fully_addressable):
-        return array.at[inside].set(corner)
-    values = np.array(array)
-    values[inside] = corner
-    place = array.sharding if array.committed else None
-    return jax.device_put(values, place, may_alias=False)
-
-
-def _empty(room: Room, slots: int, layer: Any) -> dict[str, Array]:
+def _empty(room: Room, slots: int, layer: PyTree) -> dict[str, Array]:
     make: Any = room.cls
     options = dict.fromkeys(room.fields, True)
     return make(layer, room.rank, 1.0, key=jax.random.key(0), slots=slots, **options).state()

@@ -9,7 +9,8 @@ from typing import Any
 
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array
+from jax.typing import DTypeLike
+from jaxtyping import Array, PyTree
 
 # The most rows that the loop of CPUs multiplies at a time.
 _ROWS = 64
@@ -103,7 +104,7 @@ def _loop(step: Callable[..., Any], result: Any, n: int, count: int, s: Array, s
     is_of_slot = slots.at[in_block].get(mode="fill", fill_value=count) == slot_of_block[:, None]
     examples = jnp.where(is_of_slot, order.at[in_block].get(mode="clip"), b)
 
-    def body(i: Array, result: Any) -> Any:
+    def body(i: Array, result: PyTree) -> PyTree:
         scale = s.at[examples[i]].get(mode="fill", fill_value=0)
         return step(examples[i], slot_of_block[i], scale, result)
 
@@ -151,7 +152,7 @@ def _add_product(sums: Array, h: Array, rows: Array, slot: Array) -> Array:
     return lax.dynamic_update_index_in_dim(sums, total, slot, 0)
 
 
-def _factor(M: Array, slot: Array, dtype: Any) -> Array:
+def _factor(M: Array, slot: Array, dtype: DTypeLike) -> Array:
     return lax.dynamic_index_in_dim(M, slot, keepdims=False).astype(dtype)
 
 

@@ -12,7 +12,7 @@ Shapes: `x` is `(b, n, k)` and `y` is `(b, n, m)`, `n` rows for each of `b` exam
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +32,10 @@ from ._kernels import (
     ragged_update,
 )
 
+Kernel: TypeAlias = Callable[..., Array | list[Array]]
+# The batched axis of each argument, if any.
+Axes: TypeAlias = Sequence[int | None]
+
 
 def slot_update(
     y: Float[Array, " m"],
@@ -50,7 +54,9 @@ def slot_update(
 
 
 def _primitive(
-    name: str, result_type: Callable[..., Any], statics: Sequence[str] = ()
+    name: str,
+    result_type: Callable[..., ShapedArray | list[ShapedArray]],
+    statics: Sequence[str] = (),
 ) -> Primitive:
     primitive = Primitive(name)
     # If jit were disabled, the primitive would call itself forever.
@@ -59,7 +65,7 @@ def _primitive(
     return primitive
 
 
-def _lower(primitive: Primitive, platform: str | None, kernel: Callable[..., Any]) -> None:
+def _lower(primitive: Primitive, platform: str | None, kernel: Kernel) -> None:
     lowering = mlir.lower_fun(kernel, multiple_results=primitive.multiple_results)
     mlir.register_lowering(primitive, lowering, platform=platform)
 
@@ -77,7 +83,9 @@ _lower(_sums, "cpu", looped_sums)
 _lower(_update, "tpu", ragged_update)
 
 
-def _jet_rule(function: Callable[..., Any], primals: Any, series: Any, **params: Any) -> Any:
+def _jet_rule(
+    function: Callable[..., Any], primals: Sequence[Any], series: Sequence[Any], **params: bool
+) -> Any:
     """The `jet` rule of a primitive, obtained by running `jet` on `function`.
 
     Rules get Taylor coefficients, but callers of `jet` pass derivatives.
@@ -147,7 +155,7 @@ ad.primitive_transposes[_update] = functools.partial(_transpose_rule, _UPDATE_TR
 ad.primitive_transposes[_sums] = functools.partial(_transpose_rule, _SUMS_TRANSPOSES)
 
 
-def _batch_update(args: Any, dims: Any) -> tuple[Array, int]:
+def _batch_update(args: Sequence[Any], dims: Axes) -> tuple[Array, int]:
     """The new axis lengthens `n` or `b`."""
     v = _batch_size(args, dims)
     y, x, A, Bt, s, slots = args
@@ -165,7 +173,7 @@ def _batch_update(args: Any, dims: Any) -> tuple[Array, int]:
     return result.reshape(y.shape), 0
 
 
-def _batch_sums(args: Any, dims: Any) -> tuple[Array, int]:
+def _batch_sums(args: Sequence[Any], dims: Axes) -> tuple[Array, int]:
     v = _batch_size(args, dims)
     x, A, y, s, slots = (_in_front(a, d, v) for a, d in zip(args, dims, strict=True))
     slots = _numbered(slots, A.shape[1])
@@ -173,7 +181,7 @@ def _batch_sums(args: Any, dims: Any) -> tuple[Array, int]:
     return sums.reshape(v, len(sums) // v, *sums.shape[1:]), 0
 
 
-def _batch_size(args: Any, dims: Any) -> int:
+def _batch_size(args: Sequence[Any], dims: Axes) -> int:
     return next(a.shape[d] for a, d in zip(args, dims, strict=True) if d is not None)
 
 
@@ -215,11 +223,12 @@ def _cotangents_by_terms(
     return [*dx, _sums.bind(ct, Bt, x, s, slots), _sums.bind(x, A, ct, s, slots)]
 
 
-def _cotangent_types(ct: Any, x: Any, A: Any, Bt: Any, *_: Any, of_x: bool) -> list[ShapedArray]:
+def _cotangent_types(*args: ShapedArray, of_x: bool) -> list[ShapedArray]:
+    _, x, A, Bt, *_ = args
     return [ShapedArray(a.shape, a.dtype) for a in ([x] if of_x else []) + [A, Bt]]
 
 
-def _tangent_type(*args: Any) -> ShapedArray:
+def _tangent_type(*args: ShapedArray) -> ShapedArray:
     x, _, Bt = args[-5:-2]
     return ShapedArray((*x.shape[:2], Bt.shape[2]), x.dtype)
 
@@ -232,29 +241,29 @@ _lower(_cotangents, None, _cotangents_by_terms)
 _lower(_cotangents, "cpu", looped_cotangents)
 
 
-def _by_terms(primitive: Primitive, terms: Callable[..., Any]) -> None:
+def _by_terms(primitive: Primitive, terms: Kernel) -> None:
     """Differentiate and batch `primitive` by differentiating and batching `terms`."""
 
-    def of_places(primals: Any, places: Sequence[int], params: Any) -> Callable[..., Any]:
-        def function(*values: Array) -> Any:
+    def of_places(primals: Sequence[Any], places: Sequence[int], params: dict[str, bool]) -> Kernel:
+        def function(*values: Array) -> Array | list[Array]:
             new = dict(zip(places, values, strict=True))
             return terms(*(new.get(i, x) for i, x in enumerate(primals)), **params)
 
         return function
 
-    def jvp(primals: Any, tangents: Any, **params: Any) -> Any:
+    def jvp(primals: Sequence[Any], tangents: Sequence[Any], **params: bool) -> Any:
         places = [i for i, t in enumerate(tangents) if type(t) is not ad.Zero]
         function = of_places(primals, places, params)
         return jax.jvp(function, [primals[i] for i in places], [tangents[i] for i in places])
 
-    def transpose(ct: Any, *args: Any, **params: Any) -> list[Any]:
+    def transpose(ct: Any, *args: Any, **params: bool) -> list[Any]:
         places = [i for i, x in enumerate(args) if ad.is_undefined_primal(x)]
         types = [args[i].aval for i in places]
         ct = jax.tree.map(ad.instantiate_zeros, ct, is_leaf=lambda t: type(t) is ad.Zero)
         cts = jax.linear_transpose(of_places(args, places, params), *types)(ct)
         return [dict(zip(places, cts, strict=True)).get(i) for i in range(len(args))]
 
-    def batch(args: Any, dims: Any, **params: Any) -> Any:
+    def batch(args: Sequence[Any], dims: Any, **params: bool) -> Any:
         results = jax.vmap(functools.partial(terms, **params), dims)(*args)
         return results, [0] * len(results) if primitive.multiple_results else 0
 
@@ -285,7 +294,7 @@ ad.primitive_transposes[_tangent] = _transpose_tangent
 _jvp_by_terms = ad.primitive_jvps[_update]
 
 
-def _jvp_of_update(primals: Any, tangents: Any) -> Any:
+def _jvp_of_update(primals: Sequence[Any], tangents: Sequence[Any]) -> Any:
     """The tangents of `x`, `A` and `Bt` together, if both factors have a tangent."""
     dy, dx, dA, dBt, ds, _ = tangents
     if ad.Zero in (type(dA), type(dBt)):

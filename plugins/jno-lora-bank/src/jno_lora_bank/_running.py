@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
+from jaxtyping import PyTree
 
-from jno.lora import SelectionError
+from jno.lora import LoRAWrapper, SelectionError
 from jno.lora.extending import map_adapters
 
 from ._slots import Slots, SumSlots, layers_with_slots
@@ -48,7 +49,7 @@ def at_slot(model: M, slot: Any) -> M:
     # Marked before the cast to 32 bits, which could turn the number into another slot.
     index = jnp.where((index >= 0) & (index < count), index, -1).astype(jnp.int32)
 
-    def put(_: str, adapter: Any) -> Any:
+    def put(_: str, adapter: LoRAWrapper) -> LoRAWrapper:
         if not isinstance(adapter, Slots | SumSlots):
             return adapter
         indices = jnp.broadcast_to(index, adapter.slot.shape)
@@ -62,16 +63,16 @@ call_one = eqx.filter_jit(operator.call)
 
 
 @eqx.filter_jit
-def call_batch(model: Any, slots: Any, args: Any, function: Callable[..., Any]) -> Any:
+def call_batch(model: PyTree, slots: PyTree, args: PyTree, function: Callable[..., Any]) -> PyTree:
     return eqx.filter_vmap(lambda slot, args: function(in_slot(model, slot), *args))(slots, args)
 
 
-def in_slot(model: Any, slot: Any) -> Any:
+def in_slot(model: M, slot: Any) -> M:
     """`at_slot`, or the model itself if it has no slots yet."""
     return at_slot(model, slot) if any(layers_with_slots(model)) else model
 
 
-def check_names(names: Sequence[str | None], args: Any) -> None:
+def check_names(names: Sequence[str | None], args: PyTree) -> None:
     """**Raises:** `SelectionError` unless there is one name for each example of the arguments."""
     arrays = [x for x in jax.tree.leaves(args) if isinstance(x, jax.Array | np.ndarray)]
     sizes = sorted({x.shape[:1] for x in arrays} - {(len(names),)})

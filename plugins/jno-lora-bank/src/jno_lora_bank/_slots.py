@@ -9,6 +9,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from equinox import AbstractClassVar
+from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from jno.lora import LoRAWrapper, MatrixAdapter, Term
@@ -60,12 +61,12 @@ class Slots(Method):
         W: Matrix,
         r: int,
         key: PRNGKeyArray,
-        dtype: Any,
+        dtype: DTypeLike,
         *,
         slots: int = 1,
         gain: bool = False,
         shift: bool = False,
-    ) -> dict[str, Any]:
+    ) -> dict[str, Array | None]:
         outputs, inputs = W.shape
         return {
             "lora_A": jnp.zeros((slots, r, inputs), dtype),
@@ -77,7 +78,7 @@ class Slots(Method):
         }
 
     @classmethod
-    def options_of(cls, state: Mapping[str, Array]) -> dict[str, Any]:
+    def options_of(cls, state: Mapping[str, Array]) -> dict[str, int | bool]:
         return {"slots": len(state["scale"]), "gain": "gain" in state, "shift": "shift" in state}
 
     def law(self, W: Matrix) -> Matrix:
@@ -90,11 +91,11 @@ class Slots(Method):
             return b
         return b + self.or_base(self.of_slot(self.shift).astype(b.dtype))
 
-    def forward(self, x: Any) -> Array:
+    def forward(self, x: ArrayLike) -> Array:
         y = self.updated(x)
         return y if self.gain is None else scaled(y, self.of_slot(self.gain))
 
-    def updated(self, x: Any) -> Array:
+    def updated(self, x: ArrayLike) -> Array:
         """`(W + s B A) x`. By default, the factors are copied for each example of a batch."""
         A, B = self.of_slot(self.lora_A), self.of_slot(self.lora_Bt).T
         # With `seen`, no layer kind adds the update to its weight, which would copy the weight.
@@ -127,14 +128,14 @@ class Slots(Method):
 
 
 class SlotsLinear(Slots, LinearLayer):  # pyright: ignore[reportIncompatibleVariableOverride]
-    def updated(self, x: Any) -> Array:
+    def updated(self, x: ArrayLike) -> Array:
         return self.added(self.product(x), jnp.reshape(jnp.asarray(x), (-1,)), self.lora_A)
 
 
 class SlotsEmbedding(Slots, EmbeddingLayer):  # pyright: ignore[reportIncompatibleVariableOverride]
     """Slots of an embedding table, where a lookup reads one column of one `A`."""
 
-    def updated(self, x: Any) -> Array:
+    def updated(self, x: ArrayLike) -> Array:
         h = self.lora_A[self.nearest, :, x]
         identity = jnp.eye(len(h), dtype=h.dtype)
         identities = jnp.broadcast_to(identity, (len(self.scale), *identity.shape))
@@ -144,7 +145,7 @@ class SlotsEmbedding(Slots, EmbeddingLayer):  # pyright: ignore[reportIncompatib
 class SlotsRecurrent(Slots, RecurrentLayer):  # pyright: ignore[reportIncompatibleVariableOverride]
     """Slots of a recurrent cell, where the update of the gates is added to the biases."""
 
-    def __call__(self, x: Array, hidden: Any, **kwargs: Any) -> Any:
+    def __call__(self, x: Array, hidden: PyTree, **kwargs: Any) -> PyTree:
         cell: Any = self.base
         if type(cell) is eqx.nn.LSTMCell:
             bias = self.bias_law(self._change(jnp.concatenate([x, hidden[0]])))
@@ -167,7 +168,7 @@ class SlotsRecurrent(Slots, RecurrentLayer):  # pyright: ignore[reportIncompatib
         return self.or_base(u)
 
 
-def _with_biases(cell: Any, **changes: Array) -> Any:
+def _with_biases(cell: eqx.Module, **changes: Array) -> PyTree:
     changed = copy.copy(cell)
     for name, change in changes.items():
         bias = getattr(cell, name)
@@ -187,7 +188,7 @@ class SumSlots(LoRAWrapper):
     adapter_fields = ("slot",)  # a whole number: nothing in these slots trains
     adapter: AbstractClassVar[type[LoRAWrapper]]
 
-    base: Any
+    base: PyTree
     states: dict[str, Float[Array, "slots ..."]]
     scale: Float[Array, " slots"]
     slot: Int[Array, ""]
@@ -195,16 +196,16 @@ class SumSlots(LoRAWrapper):
     alpha: Any = eqx.field(static=True)
 
     @classmethod
-    def applies_to(cls, leaf: Any) -> bool:
+    def applies_to(cls, leaf: PyTree) -> bool:
         return cls.adapter.applies_to(leaf)
 
     @classmethod
-    def stack_ndim(cls, leaf: Any) -> int:
+    def stack_ndim(cls, leaf: PyTree) -> int:
         return cls.adapter.stack_ndim(leaf)
 
     @classmethod
     def from_state(
-        cls, base: Any, state: Mapping[str, Array], rank: Any, alpha: Any
+        cls, base: PyTree, state: Mapping[str, Array], rank: Any, alpha: Any
     ) -> LoRAWrapper:
         states = {name.partition("/")[2]: x for name, x in state.items() if "/" in name}
         return cls(base, states, state["scale"], state["slot"], rank, alpha)  # pyright: ignore
@@ -213,7 +214,7 @@ class SumSlots(LoRAWrapper):
     def at_rank(cls, term: Term, rank: int, ndim: int) -> Term:
         """A term with at least this rank. Its arrays have `ndim` axes of a stack in front."""
 
-        def of_layer(state: Any) -> Any:
+        def of_layer(state: Mapping[str, Array]) -> Term | None:
             return MatrixAdapter.of(cls.adapter).sum_of([term._replace(state=state)], rank)
 
         return over_stack(of_layer, ndim)(dict(term.state))
@@ -246,9 +247,9 @@ class SumSlots(LoRAWrapper):
         term = cls.at_rank(self.term, rank, self.stack_ndim(self.base) + 1)
         return cls(self.base, dict(term.state), self.scale, self.slot, term.rank, term.alpha)
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, *args: PyTree, **kwargs: PyTree) -> PyTree:
         """The output of the adapter in `slot`; in slot 0, of the base itself, bit for bit."""
-        base: Any = self.base
+        base: PyTree = self.base
         outputs = base(*args, **kwargs), self.in_slot()(*args, **kwargs)
         return jax.tree.map(lambda b, y: jnp.where(self.slot == 0, b, y), *outputs)
 
@@ -263,7 +264,7 @@ class SumSlots(LoRAWrapper):
         return self.adapter.from_state(self.base, state, self.rank, self.alpha)
 
 
-def slots_class(adapter: type[LoRAWrapper], layer: Any) -> Any:
+def slots_class(adapter: type[LoRAWrapper], layer: PyTree) -> Any:
     """The slots for an adapter class around `layer`: of its `sum_of` or layer kind, or `None`."""
     if adds_up(adapter):
         return _slots_of_sums(adapter)

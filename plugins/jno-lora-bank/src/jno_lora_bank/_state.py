@@ -8,13 +8,13 @@ import jax
 import jax.tree_util as jtu
 import numpy as np
 from jax import lax
+from jax.typing import ArrayLike
 from jaxtyping import Array, Int, PyTree
 
 from jno.lora import SelectionError
 from jno.lora.extending import nearest, path_str, sharded_like, show_path
 
 from ._slots import layers_with_slots
-from ._values import Values
 
 # The fields with an axis of slots, which follows the axes of a stack.
 _FIELDS = ("lora_A", "lora_Bt", "scale", "gain", "shift", "states")
@@ -30,7 +30,7 @@ class Snapshot(NamedTuple):
     - `slots`: the slot of each adapter, by name.
     """
 
-    model: Any
+    model: PyTree
     slots: Mapping[str, int]
 
     def indices(self, names: Iterable[str | None]) -> Int[np.ndarray, " n"]:
@@ -97,7 +97,7 @@ class State(NamedTuple):
         array = self.leaves[self.places[path, field]]
         return lax.index_in_dim(array, slot, self.stacks[path], keepdims=False)
 
-    def filled(self, name: str, values: Mapping[str, Values]) -> "State":
+    def filled(self, name: str, values: Mapping[str, Mapping[str, ArrayLike]]) -> "State":
         """The state with only `values` in the slot of `name`. This state may become unusable."""
         slot = self.slots[name] if name in self.slots else self.free[0]
         # Layers and fields that are not in `values` get neutral numbers: 1 for a gain, else 0.
@@ -110,7 +110,7 @@ class State(NamedTuple):
         # All arrays of slots are new.
         return self._written(slot, every)._replace(slots=slots, free=free, is_shared=False)
 
-    def check_forms(self, values: Mapping[str, Values]) -> None:
+    def check_forms(self, values: Mapping[str, Mapping[str, ArrayLike]]) -> None:
         """**Raises:** `SelectionError` if a state in `values` differs in form from its slots."""
         for path, fields in values.items():
             expected = {
@@ -118,7 +118,7 @@ class State(NamedTuple):
                 for at, field in self.places
                 if at == path and field.startswith("states/")
             }
-            given = {name: x.shape for name, x in fields.items() if name.startswith("states/")}
+            given = {name: np.shape(x) for name, x in fields.items() if name.startswith("states/")}
             if given != expected:
                 raise SelectionError(
                     f"{show_path(path)}: the adapter has arrays of other shapes than the adapters "
@@ -134,7 +134,7 @@ class State(NamedTuple):
         # The other arrays are as shared as before.
         return written._replace(slots=MappingProxyType(slots), free=(*self.free, slot))
 
-    def _written(self, slot: int, values: Mapping[Key, Any]) -> "State":
+    def _written(self, slot: int, values: Mapping[Key, ArrayLike]) -> "State":
         arrays = {key: self.leaves[self.places[key]] for key in values}
         entries = {
             key: _padded(value, self.stacks[key[0]], arrays[key]) for key, value in values.items()
@@ -148,7 +148,7 @@ class State(NamedTuple):
         return self._replace(leaves=leaves)
 
 
-def _padded(value: Any, axis: int, array: Array) -> Any:
+def _padded(value: ArrayLike, axis: int, array: Array) -> Array | np.ndarray:
     """`value` as an entry of `array` along `axis`, with zeros at the end of axes that are short."""
     shape = (*array.shape[:axis], *array.shape[axis + 1 :])
     if isinstance(value, jax.Array) and value.shape == shape:
@@ -162,7 +162,10 @@ def _padded(value: Any, axis: int, array: Array) -> Any:
 
 
 def _write_slot(
-    arrays: dict[Key, Any], entries: dict[Key, Any], slot: Any, stacks: tuple[tuple[str, int], ...]
+    arrays: dict[Key, Array],
+    entries: dict[Key, Array],
+    slot: Array,
+    stacks: tuple[tuple[str, int], ...],
 ) -> dict[Key, Array]:
     axes = dict(stacks)
     return {

@@ -57,17 +57,17 @@ def slotwise(make: Callable[[Any], Any], rates: Float[Any, " slots"], moving: Mo
         """The rates in the dtype of the factors, because a traced rate would change this dtype."""
         return jnp.asarray(rates, next((x.dtype for x in jax.tree.leaves(factors)), None))
 
-    def only_moving(keys: Any, x: Array) -> Array:
+    def only_moving(keys: jtu.KeyPath, x: Array) -> Array:
         """`x`, whose first axis is the slots, with zeros in the slots that do not train."""
         path, _, field = path_str(keys).rpartition("/")
         is_moving = moving[path, field]
         return jnp.where(is_moving.reshape(-1, *(1,) * (x.ndim - 1)), x, 0)
 
-    def init(params: PyTree) -> Any:
+    def init(params: PyTree) -> PyTree:
         params = _slots_first(params)
         return jax.vmap(lambda rate, x: make(rate).init(x))(rates_like(params), params)
 
-    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+    def update(updates: PyTree, state: PyTree, params: PyTree = None) -> tuple[PyTree, PyTree]:
         # Before, so that norms leave out frozen factors; and after, so that these do not decay.
         updates = jtu.tree_map_with_path(only_moving, _slots_first(updates))
         args = rates_like(updates), updates, state, _slots_first(params)
@@ -81,7 +81,7 @@ def slotwise(make: Callable[[Any], Any], rates: Float[Any, " slots"], moving: Mo
 def _slots_first(tree: PyTree) -> PyTree:
     """The factors, with the axis of slots before the axes of a stack."""
 
-    def move(keys: Any, x: Array) -> Array:
+    def move(keys: jtu.KeyPath, x: Array) -> Array:
         path = path_str(keys)
         if path.rpartition("/")[2] not in Slots.adapter_fields:
             raise SelectionError(

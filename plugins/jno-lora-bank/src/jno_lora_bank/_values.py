@@ -1,39 +1,87 @@
 """The values in a slot for the adapters of a set, and how to get the set back."""
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple, TypeAlias
 
 import equinox as eqx
 import jax
 import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import Array, PyTree
 
-from jno.lora import (
-    AdapterSet,
-    LowRankForm,
-    SelectionError,
-    Term,
-    resolve,
-)
+from jno.lora import AdapterSet, LowRankForm, SelectionError, Term, resolve
 from jno.lora.extending import (
     adds_up,
     bullets,
+    check_fit,
     layers_at,
-    norms_around,
+    members_of,
     put_around,
     run,
     show_path,
 )
+from jno_lora_combine import combine
 from jno_lora_zoo import known_form
 
-from ._slots import slots_class
+from ._slots import Slots, SumSlots, slots_class
 
-# By field of `Slots`, without the axis of the slots.
-Values = dict[str, Any]
+_Factor: TypeAlias = Array | jax.ShapeDtypeStruct
 
 # The field of `Slots` for each factor of a product.
 FACTORS = {"lora_A": "lora_A", "lora_B": "lora_Bt"}
+
+
+class FactorValues(NamedTuple):
+    """The values of a slot of `cls` by their fields, without the axis of the slots."""
+
+    cls: type[Slots]
+    arrays: Mapping[str, ArrayLike]
+
+    def rank_needed(self, least: int) -> int:
+        return max(least, np.shape(self.arrays["lora_A"])[-2])
+
+    def at_rank(self, rank: int) -> "FactorValues":
+        return self  # shorter factors are padded when they are written
+
+
+class SumValues(NamedTuple):
+    """An adapter with a `sum_of`, its slots, and how many axes of a stack its arrays have."""
+
+    cls: type[SumSlots]
+    term: Term
+    ndim: int
+
+    @property
+    def arrays(self) -> Mapping[str, ArrayLike]:
+        return {"scale": 1.0, **{f"states/{name}": x for name, x in self.term.state.items()}}
+
+    def rank_needed(self, least: int) -> int:
+        """The rank of slots for this adapter: at least `least`, unless a small layer clamps it."""
+        return eqx.filter_eval_shape(self.at_rank, least).term.rank or 0
+
+    def at_rank(self, rank: int) -> "SumValues":
+        """The same adapter with at least this rank."""
+        return self._replace(term=self.cls.at_rank(self.term, rank, self.ndim))
+
+
+Values: TypeAlias = FactorValues | SumValues
+
+
+def joined_sums(model: PyTree, adapters: AdapterSet) -> AdapterSet:
+    """The set, where each sum that `combine` takes is replaced by one adapter of a member's class.
+
+    **Raises:** `SelectionError` if the set does not fit the model.
+    """
+    check_fit(model, adapters, "These adapters")
+    joined = dict(adapters.adapters)
+    for path, adapter in adapters.adapters.items():
+        if members_of(adapter.wrapper):
+            # A sum of other adapters may still have a `low_rank_form`.
+            with contextlib.suppress(SelectionError):
+                joined[path] = combine([AdapterSet({path: adapter})], [1.0], "cat")[path]
+    return AdapterSet(joined, adapters.shared)
 
 
 def values_of(model: PyTree, adapters: AdapterSet) -> dict[str, Values]:
@@ -43,58 +91,59 @@ def values_of(model: PyTree, adapters: AdapterSet) -> dict[str, Values]:
     slot is for the matrix that it changes.
     """
     layers = layers_at(model, adapters)
-    without_kind = {
-        path: "which is not of a layer kind" if a.wrapper.mergeable else "which cannot be merged"
-        for path, a in adapters.adapters.items()
-        if slots_class(a.wrapper, layers[path]) is None
-    }
-    refuse(adapters, without_kind)
-    values = {path: _values_at(layers[path], path, adapters) for path in adapters}
-    unknown = [path for path, fields in values.items() if fields is None]
-    refuse(adapters, dict.fromkeys(unknown, "whose update has another form"))
-    return {path: fields for path, fields in values.items() if fields is not None}
+    values: dict[str, Values] = {}
+    refused: dict[str, str] = {}
+    for path, adapter in adapters.adapters.items():
+        cls = slots_class(adapter.wrapper, layers[path])
+        if cls is None:
+            is_mergeable = adapter.wrapper.mergeable
+            reason = "which is not of a layer kind" if is_mergeable else "which cannot be merged"
+            refused[path] = reason
+        elif (fields := _values_at(cls, layers[path], path, adapters)) is None:
+            refused[path] = "whose update has another form"
+        else:
+            values[path] = fields
+    if refused:
+        raise _refusal(adapters, refused)
+    return values
 
 
-def _values_at(layer: Any, path: str, adapters: AdapterSet) -> Values | None:
+def _values_at(cls: Any, layer: PyTree, path: str, adapters: AdapterSet) -> Values | None:
     adapter = adapters[path]
     if adds_up(adapter.wrapper):
-        return {
-            "sum": Term(adapter.state, adapter.rank, adapter.alpha),
-            "ndim": adapter.layer.stack_ndim,
-        }
+        term = Term(adapter.state, adapter.rank, adapter.alpha)
+        return SumValues(cls, term, adapter.layer.stack_ndim)
     if adapter.is_product:
         # By NumPy, because JAX would compile a program for each rank.
         A, B = adapter.state["lora_A"], adapter.state["lora_B"]
         multiplier = np.asarray(adapter.state.get("multiplier", 1), np.float64)
-        return {**_factors(A, B), "scale": np.full(A.shape[:-2], adapter.scale) * multiplier}
+        scale = np.full(A.shape[:-2], adapter.scale) * multiplier
+        return FactorValues(cls, {"lora_A": A, "lora_Bt": _transposed(B), "scale": scale})
     alone = AdapterSet({"": adapter}, adapters.shared)
     form = run(_form_around, layer, alone, beside=layer)
     if form is None:
         return None
+    scale = np.ones(form.A.shape[:-2], np.float32)
+    arrays = {"lora_A": form.A, "lora_Bt": _transposed(form.B), "scale": scale}
     optional = {"gain": form.gain, "shift": form.shift}
-    return {
-        **_factors(form.A, form.B),
-        "scale": np.ones(form.A.shape[:-2], np.float32),
-        **{name: x for name, x in optional.items() if x is not None},
-    }
+    return FactorValues(cls, arrays | {name: x for name, x in optional.items() if x is not None})
 
 
-def _form_around(layer: Any, adapter: AdapterSet) -> LowRankForm | None:
+def _form_around(layer: PyTree, adapter: AdapterSet) -> LowRankForm | None:
     """The form of the one adapter in a set, in one program, which leaves out the merged base."""
     return known_form(resolve(put_around(layer, adapter)))
 
 
-def _factors(A: Any, B: Any) -> Values:
-    is_here = not isinstance(B, jax.Array) or B.is_fully_addressable
-    return {"lora_A": A, "lora_Bt": np.swapaxes(np.asarray(B), -1, -2) if is_here else B.mT}
+def _transposed(B: Array | np.ndarray) -> Array | np.ndarray:
+    is_elsewhere = isinstance(B, jax.Array) and not B.is_fully_addressable
+    return B.mT if is_elsewhere else np.swapaxes(np.asarray(B), -1, -2)
 
 
-def refuse(adapters: AdapterSet, reasons: Mapping[str, str]) -> None:
-    """**Raises:** `SelectionError` if there is a reason, with a way out that fits the set."""
-    if not reasons:
-        return
+def _refusal(adapters: AdapterSet, reasons: Mapping[str, str]) -> SelectionError:
+    """The error for adapters that no slot holds, with a way out that fits the set."""
     problems = [
-        f"{show_path(p)}: a {adapters[p].wrapper.__name__}, {why}" for p, why in reasons.items()
+        f"{show_path(path)}: a {adapters[path].wrapper.__name__}, {reason}"
+        for path, reason in reasons.items()
     ]
     if all(a.wrapper.mergeable for a in adapters.adapters.values()):
         adapted = "swap_adapters(model, adapters)"
@@ -109,47 +158,11 @@ def refuse(adapters: AdapterSet, reasons: Mapping[str, str]) -> None:
             "router, have no nearest product. Serve sets of one structure by "
             "stack_adapters([adapters, ...])."
         )
-    raise SelectionError(
+    return SelectionError(
         "A slot holds factors, a scale and a shift for each output (the `low_rank_form` of LoRA, "
         "PiSSA, VeRA, DoRA, IA3 and others), or an adapter with a `sum_of` (spectral weights, "
         f"bottlenecks). These adapters do not fit:\n{bullets(problems)}\n{way_out}"
     )
-
-
-def fits(model: PyTree, adapters: AdapterSet) -> bool:
-    """Whether the set fits. (`swap_adapters` would build every adapter to find out.)"""
-    if not isinstance(adapters, AdapterSet):
-        return False
-    layers = layers_at(model, adapters)
-    return not norms_around(model, adapters) and all(
-        path in layers
-        and not adapters[path].layer.problems(layers[path])
-        and adapters[path].wrapper.applies_to(layers[path])
-        for path in adapters
-    )
-
-
-def rank_needed(cls: Any, fields: Values, rank: int) -> int:
-    """The rank that slots of class `cls` need for these values, at least `rank` if possible."""
-    if "sum" not in fields:
-        return max(rank, fields["lora_A"].shape[-2])
-    # A small layer may clamp the rank.
-    return eqx.filter_eval_shape(cls.at_rank, fields["sum"], rank, fields["ndim"]).rank or 0
-
-
-def at_rank_of(rooms: Mapping[str, Any], values: Mapping[str, Values]) -> dict[str, Values]:
-    """The values, where states of adapters with a `sum_of` get the rank of their slots.
-
-    - `rooms`: class and rank of the slots of each layer.
-    """
-    expanded: dict[str, Values] = dict(values)
-    for path, fields in values.items():
-        if "sum" in fields:
-            cls: Any = rooms[path].cls
-            term = cls.at_rank(fields["sum"], rooms[path].rank, fields["ndim"])
-            states = {f"states/{name}": x for name, x in term.state.items()}
-            expanded[path] = {"sum": term, "scale": 1.0, **states}
-    return expanded
 
 
 def without_factors(adapters: AdapterSet) -> AdapterSet:
@@ -160,7 +173,7 @@ def without_factors(adapters: AdapterSet) -> AdapterSet:
 def with_factors(adapters: AdapterSet, read: Callable[[str, str], Array]) -> AdapterSet:
     """Undo `without_factors`. `read(path, field)` returns the array of a slot."""
 
-    def factor(path: str, field: str, form: jax.ShapeDtypeStruct) -> Array:
+    def factor(path: str, field: str, form: _Factor) -> Array:
         array = read(path, field)
         array = array.mT if field == "lora_Bt" else array
         return array[tuple(slice(0, size) for size in form.shape)].astype(form.dtype)
@@ -168,7 +181,9 @@ def with_factors(adapters: AdapterSet, read: Callable[[str, str], Array]) -> Ada
     return _map_factors(adapters, factor)
 
 
-def _map_factors(adapters: AdapterSet, function: Callable[[str, str, Any], Any]) -> AdapterSet:
+def _map_factors(
+    adapters: AdapterSet, function: Callable[[str, str, _Factor], _Factor]
+) -> AdapterSet:
     loose = dict(adapters.adapters)
     for path, adapter in loose.items():
         if adapter.is_product:
