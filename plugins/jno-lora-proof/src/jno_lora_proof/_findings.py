@@ -39,13 +39,13 @@ def update_finding(name: str, record: Record, updates: Updates) -> str:
         return ""
     if not found.any():
         return ZERO
-    if method != entry.method:
-        return f"read as {method}, saved as {entry.method}"
     if not was.any():
         return OTHER
     factor = _share(found[ENTRIES], was[ENTRIES])
     if _near(found[ENTRIES], factor * was[ENTRIES]) and _near(found[:5], abs(factor) * was[:5]):
         return f"scale wrong by {factor:.3g}"
+    if method != entry.method:
+        return f"read as {method}, saved as {entry.method}"
     if _near(signature(update.T), was):
         return TRANSPOSED
     for other, there in record.entries.items():

@@ -77,11 +77,14 @@ class Record:
 
     def renamed(self, names: Mapping[str, str]) -> "Record":
         """The record with other names of layers: `names` has the new name of each path."""
-        entries: dict[str, Entry] = {}
-        for name, entry in self.entries.items():
-            path, _, array = name.rpartition("/")
-            entries[f"{names.get(path, path)}/{array}"] = entry
-        return dataclasses.replace(self, entries=entries)
+
+        def named(key: str) -> str:
+            path, _, array = key.rpartition("/")
+            return f"{names.get(path, path)}/{array}"
+
+        entries = {named(key): entry for key, entry in self.entries.items()}
+        trained = {named(key): array for key, array in self.trained.items()}
+        return dataclasses.replace(self, entries=entries, trained=trained)
 
     def dump(self) -> bytes:
         """The record as a safetensors file."""
