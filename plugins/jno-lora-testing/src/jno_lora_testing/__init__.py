@@ -39,24 +39,8 @@ from ._standard_cases import standard_cases, standard_layers
 from ._symmetries import Symmetry, cyclic_shift, invariant, permutation, rotation
 from ._tiers import TIERS, tier_of
 
-__all__ = [
-    "ADVICE",
-    "CHECKS",
-    "TIERS",
-    "CheckResult",
-    "ConformanceError",
-    "Symmetry",
-    "WrapperCase",
-    "check_wrapper",
-    "cyclic_shift",
-    "invariant",
-    "messages",
-    "parametrize_with_checks",
-    "permutation",
-    "rotation",
-    "run_checks",
-    "standard_cases",
-    "standard_layers",
-    "tier_of",
-    "wrapper_checks",
-]
+__all__ = ["ADVICE", "CHECKS", "TIERS"]
+__all__ += ["CheckResult", "ConformanceError", "WrapperCase", "standard_cases", "standard_layers"]
+__all__ += ["check_wrapper", "messages", "parametrize_with_checks", "run_checks", "tier_of"]
+__all__ += ["wrapper_checks"]
+__all__ += ["Symmetry", "cyclic_shift", "invariant", "permutation", "rotation"]

@@ -4,32 +4,35 @@ import dataclasses
 import functools
 import operator
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import PRNGKeyArray, PyTree
+from jax.typing import ArrayLike, DTypeLike
+from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from jno.lora import LoRAWrapper, MatrixAdapter, lora_trainable_filter
 from jno.lora.extending import construct, is_coded, run, statistics_of, with_shared_arrays
 
-from ._symmetries import Symmetry
+from ._symmetries import Inputs, Symmetry
+
+Law: TypeAlias = Callable[[PyTree], ArrayLike | Mapping[str, ArrayLike]]
 
 # The reason that a check is not applicable.
 NOT_MERGEABLE = "the adapter cannot be merged"
 
 
-def _cached(make: Callable[..., Any]) -> Callable[..., Any]:
+def _cached(make: Callable[..., PyTree]) -> Callable[..., PyTree]:
     """`make`, with its last 16 results cached."""
     lookup = functools.lru_cache(16)(
         lambda case, widest, *args, **options: make(case, *args, **options)
     )
 
     @functools.wraps(make)
-    def cached(case: Any, *args: Any, **options: Any) -> Any:
+    def cached(case: "WrapperCase", *args: object, **options: object) -> PyTree:
         widest = jax.dtypes.canonicalize_dtype(float)  # with 64 bits enabled, the arrays differ
         return lookup(case, widest, *args, **options)
 
@@ -72,14 +75,14 @@ class WrapperCase:
 
     wrapper: type[LoRAWrapper]
     base: Callable[[PRNGKeyArray], eqx.Module]
-    inputs: Callable[[PRNGKeyArray], tuple[Any, ...]]
+    inputs: Callable[[PRNGKeyArray], Inputs]
     rank: int = 2
     alpha: float = 4.0
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    call: Callable[..., Any] = operator.call
+    call: Callable[..., PyTree] = operator.call
     parameters: int | None = None
     mergeable: bool | None = None
-    law: Callable[[Any], Any] | None = None
+    law: Law | None = None
     name: str = ""
     checks: Collection[str] = ("*",)
     symmetries: Sequence[Symmetry] = ()
@@ -99,39 +102,41 @@ class WrapperCase:
         return self.name or self.wrapper.__name__
 
     @_cached
-    def make_base(self, dtype: Any = None, seed: int = 1) -> Any:
+    def make_base(self, dtype: DTypeLike | None = None, seed: int = 1) -> PyTree:
         """The layer, its floating arrays cast to `dtype`, its complex arrays at least complex64."""
         with jax.numpy_dtype_promotion("standard"):  # the adapter makes the promises, not the layer
             return cast(self.base(jax.random.key(seed)), dtype)
 
     @_cached
-    def make_inputs(self, dtype: Any = None, seed: int = 2) -> tuple[Any, ...]:
+    def make_inputs(self, dtype: DTypeLike | None = None, seed: int = 2) -> Inputs:
         """The inputs, cast like `make_base`."""
         with jax.numpy_dtype_promotion("standard"):
             return cast(self.inputs(jax.random.key(seed)), dtype)
 
-    def build(self, base: Any, key: Any = None) -> Any:
+    def build(self, base: PyTree, key: PRNGKeyArray | None = None) -> PyTree:
         """The adapter around `base`, which is a single layer, not a stack."""
         key = jax.random.key(3) if key is None else key
         return with_shared_arrays(constructed(self, base, key), key=key)
 
     @_cached
-    def make(self, dtype: Any = None) -> Any:
+    def make(self, dtype: DTypeLike | None = None) -> PyTree:
         """The freshly initialised adapter around `make_base(dtype)`."""
         base = self.make_base(dtype)
         return self.build(base) if dtype is None else run(WrapperCase.build, self, base)
 
     @_cached
-    def make_trained(self, dtype: Any = None) -> Any:
+    def make_trained(self, dtype: DTypeLike | None = None) -> PyTree:
         """The adapter after random changes of its trainable arrays."""
         return perturbed(self.make(dtype))
 
-    def run(self, layer: Any, inputs: tuple[Any, ...] | None = None) -> Any:
+    def run(self, layer: PyTree, inputs: Inputs | None = None) -> PyTree:
         """The layer's output, computed operation by operation."""
         return self.call(layer, *(self.make_inputs() if inputs is None else inputs))
 
 
-def constructed(case: WrapperCase, base: Any, key: Any, rows: int | None = None) -> Any:
+def constructed(
+    case: WrapperCase, base: PyTree, key: PRNGKeyArray, rows: int | None = None
+) -> PyTree:
     """The adapter without shared arrays, built from `random_statistics` of `rows` vectors."""
     statistics = random_statistics(case.wrapper, base, rows)
     options = {"options": case.options, "statistics": statistics}
@@ -139,14 +144,14 @@ def constructed(case: WrapperCase, base: Any, key: Any, rows: int | None = None)
 
 
 def random_statistics(
-    cls: type[LoRAWrapper], layer: Any, rows: int | None = None
-) -> dict[str, Any] | None:
+    cls: type[LoRAWrapper], layer: PyTree, rows: int | None = None
+) -> dict[str, Array] | None:
     """The statistics that `cls` needs, of `rows` random vectors (by default, twice the width)."""
     if not statistics_of(cls):
         return None
     outputs, inputs = eqx.filter_eval_shape(MatrixAdapter.of(cls).matrix, layer).shape
     random = np.random.default_rng(6)
-    values: dict[str, Any] = {}
+    values: dict[str, Array] = {}
     for statistic in statistics_of(cls):
         width = outputs if statistic.of == "outputs" else inputs
         n = 2 * width if rows is None else rows
@@ -160,16 +165,16 @@ def random_statistics(
     return values
 
 
-def split(adapter: Any) -> tuple[PyTree, PyTree]:
+def split(adapter: PyTree) -> tuple[PyTree, PyTree]:
     """The adapter's trainable and frozen arrays."""
     return eqx.partition(adapter, lora_trainable_filter(adapter))
 
 
-def perturbed(adapter: Any, size: float = 0.3) -> Any:
+def perturbed(adapter: PyTree, size: float = 0.3) -> PyTree:
     """`adapter` with random numbers of this `size` added to its trainable arrays."""
     random = np.random.default_rng(4)
 
-    def moved(leaf: Any) -> Any:
+    def moved(leaf: PyTree) -> PyTree:
         step = size * random.normal(size=leaf.shape)
         if np.iscomplexobj(leaf):
             step = step + 1j * size * random.normal(size=leaf.shape)
@@ -185,24 +190,24 @@ def perturbed(adapter: Any, size: float = 0.3) -> Any:
     return eqx.combine(jax.tree.map(moved, trainable), frozen)
 
 
-def skeleton(make: Callable[[Any], Any]) -> Any:
+def skeleton(make: Callable[[PRNGKeyArray], PyTree]) -> PyTree:
     """The result of `make` with zeros, because JAX would compile each random start."""
     tree = eqx.filter_eval_shape(make, jax.random.key(0))
 
-    def zeros(leaf: Any) -> Any:
+    def zeros(leaf: PyTree) -> PyTree:
         is_shape = isinstance(leaf, jax.ShapeDtypeStruct)
         return jnp.asarray(np.zeros(leaf.shape, leaf.dtype)) if is_shape else leaf
 
     return jax.tree.map(zeros, tree)
 
 
-def cast(tree: PyTree, dtype: Any) -> Any:
+def cast(tree: PyTree, dtype: DTypeLike | None) -> PyTree:
     """`tree`, its floating arrays cast to `dtype`, its complex arrays at least complex64."""
     if dtype is None:
         return tree
     complex_dtype = jnp.complex128 if dtype == jnp.float64 else jnp.complex64  # no half precision
 
-    def cast_leaf(leaf: Any) -> Any:
+    def cast_leaf(leaf: PyTree) -> PyTree:
         if not (eqx.is_inexact_array(leaf) or is_coded(leaf)):
             return leaf
         return leaf.astype(complex_dtype if jnp.iscomplexobj(leaf) else dtype)

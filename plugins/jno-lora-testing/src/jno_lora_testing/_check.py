@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import importlib_metadata
+from jaxtyping import PyTree
 from packaging.utils import canonicalize_name
 
 from jno.lora import (
@@ -30,7 +31,7 @@ from ._standard_cases import standard_cases, standard_layers
 from ._tiers import TIERS, sentence, tier_of, why_below
 
 
-def imported(what: str) -> Any:
+def imported(what: str) -> PyTree:
     """Import the object called MODULE:NAME.
 
     **Raises:** `PluginError` if it cannot be imported.
@@ -44,20 +45,20 @@ def imported(what: str) -> Any:
         ) from err
 
 
-def is_adapter_class(value: Any) -> bool:
+def is_adapter_class(value: object) -> bool:
     return isinstance(value, type) and issubclass(value, LoRAWrapper)
 
 
-def cases_in(what: str, value: Any) -> list[WrapperCase]:
+def cases_in(what: str, value: object) -> list[WrapperCase]:
     """The cases in `value`: a case, a list of cases, or a function that returns cases.
 
     **Raises:** `PluginError` for any other value, and for two cases with the same name.
     """
     try:
         result: Any = value() if callable(value) and not isinstance(value, type) else value
-    except Exception as err:
+    except Exception as err:  # a function with arguments is no list of cases either
         result = err
-    cases: Any = [result] if isinstance(result, WrapperCase) else result
+    cases = [result] if isinstance(result, WrapperCase) else result
     is_listed = isinstance(cases, Sequence) and all(isinstance(c, WrapperCase) for c in cases)
     if not (is_listed and cases):
         raise PluginError(

@@ -1,15 +1,16 @@
 """Checks of an adapter's class, its claims and its leaves."""
 
 import dataclasses
+import inspect
 import pathlib
 import tempfile
-from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
+from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from jno.lora import (
     CheckpointError,
@@ -19,12 +20,12 @@ from jno.lora import (
     lora_trainable_filter,
     save_adapters,
 )
-from jno.lora.extending import bullets, contract_problems, path_str, statistics_of
+from jno.lora.extending import bullets, contract_problems, path_str, statistics_of, takes
 
 from ._case import WrapperCase, skeleton, split
 from ._comparisons import arrays_of, is_key, relative_error, require, same_bits
 from ._conformance import ConformanceError, advice, answer_of, required, skip_unless
-from ._programs import attributes, merged, output
+from ._programs import attributes, merged, output, stacked
 
 
 @required("see the docstring of `jno.lora.LoRAWrapper` for how an adapter is written.")
@@ -70,7 +71,7 @@ def check_applies_to_needs_arrays(case: WrapperCase) -> None:
     _require_no_claim(case, objects)
 
 
-def _require_no_claim(case: WrapperCase, objects: dict[str, Any]) -> None:
+def _require_no_claim(case: WrapperCase, objects: dict[str, object]) -> None:
     for name, value in objects.items():
         answer = answer_of(case.wrapper.applies_to, name, value)
         require(answer is False, f"`applies_to` answers {answer!r} to {name}.")
@@ -79,11 +80,11 @@ def _require_no_claim(case: WrapperCase, objects: dict[str, Any]) -> None:
 class _Unrelated(eqx.Module):
     """A layer of an unknown class, with attributes that many layers have."""
 
-    weight: Any
-    bias: Any
+    weight: Array
+    bias: Array
 
 
-def _layers_of_other_kinds(key: Any) -> list[Any]:
+def _layers_of_other_kinds(key: PRNGKeyArray) -> list[eqx.Module]:
     linear = eqx.nn.Linear(3, 3, key=key)
     return [
         _Unrelated(jnp.ones((3, 3)), jnp.ones(3)),
@@ -107,6 +108,69 @@ def check_applies_to_not_greedy(case: WrapperCase) -> None:
             isinstance(base, type(layer)) or not case.wrapper.applies_to(layer),
             f"`applies_to` claims a {type(layer).__name__}, a layer of another kind.",
         )
+
+
+@required("answer every object of a model, and never raise.")
+def check_answers(case: WrapperCase) -> None:
+    """`why_not`, `stack_ndim`, `is_stateful` and `alpha` return what the contract requires."""
+    base, adapter = case.make_base(), case.make()
+    wrapper = case.wrapper
+    objects = {
+        "None": None,
+        "an array": jnp.ones((3, 3)),
+        "a module without arrays": eqx.nn.Identity(),
+        "a container": (base,),
+        "the layer with its arrays taken out": jax.tree.map(lambda _: None, base),
+    }
+    for name, value in objects.items():
+        reason = answer_of(wrapper.why_not, name, value)
+        is_reason = reason is None or (isinstance(reason, str) and reason)
+        require(is_reason, f"`why_not` returns {reason!r} for {name}, not a reason or `None`.")
+    for _ in range(2):
+        problem = "`applies_to` gives another result when called again."
+        require(wrapper.applies_to(base) is True, problem, "let `applies_to` change nothing.")
+    reason = wrapper.why_not(base)
+    require(reason is None, f"`why_not` returns {reason!r} for a layer that `applies_to` claims.")
+    ndim = wrapper.stack_ndim(base)
+    require(
+        type(ndim) is int and ndim == 0,
+        f"`stack_ndim` of a single layer is {ndim!r}, not 0.",
+        "count the axes before one layer's own axes.",
+    )
+    stack = stacked([base, base])
+    ndim = wrapper.stack_ndim(stack) if wrapper.applies_to(stack) else 1
+    require(
+        ndim == 1,
+        f"`applies_to` claims a stack of two layers, whose `stack_ndim` is {ndim!r}, not 1: one "
+        "adapter would be shared by both layers.",
+        "define `stack_ndim(leaf)`: how many axes come before one layer's own axes. Or let "
+        "`applies_to` return `False` for stacks.",
+    )
+    _check_stateful(base, adapter)
+    alpha = adapter.alpha
+    is_kept = alpha is None or (not eqx.is_array(alpha) and alpha == case.alpha)
+    require(
+        is_kept or "alpha" not in takes(wrapper),
+        f"The constructor got alpha {case.alpha}, but `alpha` is {alpha!r}.",
+        "keep alpha as given: a file restores the adapter with this number.",
+    )
+
+
+# `*args` and `**kwargs` take a state too.
+_ANY_ARGUMENTS = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+
+
+def _check_stateful(base: PyTree, adapter: PyTree) -> None:
+    says = adapter.is_stateful()
+    require(isinstance(says, bool), f"`is_stateful()` is {says!r}, not True or False.")
+    has_state = isinstance(base, eqx.nn.StatefulLayer) and base.is_stateful()
+    parameters = inspect.signature(type(adapter).__call__).parameters.values()
+    takes_state = any(p.name == "state" or p.kind in _ANY_ARGUMENTS for p in parameters)
+    require(
+        not says or has_state or takes_state,
+        "`is_stateful()` is True, but neither the layer nor `__call__` takes a state.",
+        "leave `is_stateful` out: by default it answers as the layer does.",
+    )
 
 
 @required("draw all random numbers in `__init__`, from `key` alone.")
@@ -143,7 +207,7 @@ def _require_dependence_on_key(case: WrapperCase) -> None:
         )
 
 
-def _looks_random(array: Any) -> bool:
+def _looks_random(array: np.ndarray) -> bool:
     """Whether most numbers differ, and are not monotonic along any axis."""
     for axis, size in enumerate(array.shape):
         signs = np.sign(np.diff(array, axis=axis))
@@ -247,7 +311,7 @@ _RESTORE = (
 )
 
 
-def _saved_and_loaded(case: WrapperCase, adapter: Any) -> Any:
+def _saved_and_loaded(case: WrapperCase, adapter: PyTree) -> PyTree:
     registry = Registry(discover=False)  # so that only this class is found
     with tempfile.TemporaryDirectory() as folder:
         file = pathlib.Path(folder) / "adapter.safetensors"
@@ -259,3 +323,21 @@ def _saved_and_loaded(case: WrapperCase, adapter: Any) -> Any:
             start = f"With the options {dict(case.options)}, the" if case.options else "The"
             problem = f"{start} saved adapter cannot be loaded: {err}"
             raise ConformanceError(problem, _RESTORE) from err
+
+
+# How many times larger than the layer the frozen arrays of a checkpoint may be.
+_TIMES_THE_LAYER = 100
+
+
+@advice("make large frozen arrays again in `from_state`, from a seed or from the layer.")
+def check_state_size(case: WrapperCase) -> None:
+    """`state()` has at most a hundred times as many frozen numbers as the layer has numbers."""
+    trained = case.make_trained()
+    in_state = sum(array.size for array in jax.tree.leaves(trained.state()))
+    of_training = sum(array.size for array in arrays_of(split(trained)[0]))
+    of_layer = sum(array.size for array in arrays_of(case.make_base()))
+    require(
+        in_state - of_training <= _TIMES_THE_LAYER * of_layer,
+        f"`state()` has {in_state} numbers, of which {of_training} train, but the layer has only "
+        f"{of_layer}.",
+    )

@@ -6,25 +6,25 @@ two numbers are cheap to compile.
 
 import traceback
 from collections.abc import Callable
-from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental.jet import jet
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from ._case import NOT_MERGEABLE, WrapperCase
 from ._comparisons import require, require_close
 from ._conformance import advice, required, skip_unless
 from ._programs import loss_of, merged, require_gradients_of_merge
+from ._symmetries import Call, Inputs
 
 _TOLERANCE = 2e-4
 _ORIGIN = np.zeros(2, np.float32)
 _ORDER = 3
 
-DERIVATIVES: dict[str, Callable[[Callable[..., Any]], Callable[..., Array]]] = {
+DERIVATIVES: dict[str, Callable[[Callable[..., Array]], Callable[..., Array]]] = {
     "grad": jax.grad,
     "jacfwd(jacfwd)": lambda f: jax.jacfwd(jax.jacfwd(f)),
     "jacrev(jacrev)": lambda f: jax.jacrev(jax.jacrev(f)),
@@ -102,7 +102,7 @@ class _Plane(eqx.Module):
     directions: list[PyTree]
     fixed: PyTree
 
-    def at(self, t: Float[Array, "2"]) -> tuple[Any, ...]:
+    def at(self, t: Float[Array, "2"]) -> Inputs:
         """The inputs at `t` in the plane of the first two directions."""
 
         def move(x: Array, u: Array, v: Array, *_: Array) -> Array:
@@ -120,7 +120,7 @@ def _plane(case: WrapperCase) -> _Plane:
     skip_unless(leaves, "no input of the layer is a floating array")
     length = sum(leaf.size for leaf in leaves) ** 0.5
 
-    def direction(key: Any) -> PyTree:
+    def direction(key: PRNGKeyArray) -> PyTree:
         pairs = zip(leaves, jax.random.split(key, len(leaves)), strict=True)
         drawn = [jax.random.normal(key, leaf.shape, leaf.dtype) / length for leaf, key in pairs]
         return jax.tree.unflatten(form, drawn)
@@ -149,7 +149,7 @@ def _gap_of_jet(case: WrapperCase, plane: _Plane) -> str:
     return ""
 
 
-def _can(case: WrapperCase, plane: _Plane, function: Callable[..., Any], *args: Any) -> bool:
+def _can(case: WrapperCase, plane: _Plane, function: Call, *args: object) -> bool:
     """Whether the layer without an adapter can be differentiated in this way."""
     try:
         eqx.filter_eval_shape(function, case.make_base(), case.call, plane, *args)
@@ -158,7 +158,7 @@ def _can(case: WrapperCase, plane: _Plane, function: Callable[..., Any], *args: 
     return True
 
 
-def _along(layer: Any, call: Any, plane: _Plane) -> Callable[[Array], Array]:
+def _along(layer: PyTree, call: Call, plane: _Plane) -> Callable[[Array], Array]:
     """A function of the plane, whose value depends on every output of the layer."""
     return lambda t: loss_of(call(layer, *plane.at(t)))
 
@@ -168,13 +168,13 @@ def _along(layer: Any, call: Any, plane: _Plane) -> Callable[[Array], Array]:
 
 
 @eqx.filter_jit
-def _derivatives(layer: Any, call: Any, plane: _Plane, names: tuple[str, ...]) -> dict[str, Array]:
+def _derivatives(layer: PyTree, call: Call, plane: _Plane, names: tuple[str, ...]) -> PyTree:
     number = _along(layer, call, plane)
     return {name: DERIVATIVES[name](number)(_ORIGIN) for name in names}
 
 
 @eqx.filter_jit
-def _taylor_terms(layer: Any, call: Any, plane: _Plane) -> Any:
+def _taylor_terms(layer: PyTree, call: Call, plane: _Plane) -> PyTree:
     """The layer's outputs along a curve whose Taylor terms are the directions."""
     leaves, form = jax.tree.flatten(plane.point)
 
@@ -187,10 +187,10 @@ def _taylor_terms(layer: Any, call: Any, plane: _Plane) -> Any:
 
 
 @eqx.filter_jit
-def _residual_gradients(varied: Any, fixed: Any, call: Any, plane: _Plane) -> Any:
+def _residual_gradients(varied: PyTree, fixed: PyTree, call: Call, plane: _Plane) -> PyTree:
     """The gradients of a squared residual of the layer's Laplacian."""
 
-    def loss(varied: Any) -> Array:
+    def loss(varied: PyTree) -> Array:
         number = _along(eqx.combine(varied, fixed), call, plane)
         return (jnp.trace(jax.hessian(number)(_ORIGIN)) - 1) ** 2
 

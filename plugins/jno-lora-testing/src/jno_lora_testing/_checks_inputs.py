@@ -2,20 +2,22 @@
 
 import dataclasses
 import functools
-from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
+from jaxtyping import PyTree
 
 from jno.lora.extending import run, takes, with_arrays
 
 from ._case import NOT_MERGEABLE, WrapperCase, cast, perturbed
-from ._checks_values import NO_HALF, halves_of, require_law
-from ._comparisons import arrays_of, relative_error, require, require_close, same_bits
+from ._checks_values import NO_HALF, halves_of, require_start_and_merge
+from ._comparisons import arrays_of, is_finite, relative_error, require, require_close, same_bits
 from ._conformance import advice, is_refusal, required, skip_unless
-from ._programs import merged, output, start_and_merge
+from ._programs import StartAndMerge, merged, output, start_and_merge
+from ._symmetries import Inputs
 
 _TOLERANCE = 4e-5
 # How many half-precision roundings may add up in a call or a merge.
@@ -38,7 +40,7 @@ def check_special_inputs(case: WrapperCase) -> None:
         except Exception:  # the layer may raise for such inputs
             continue
         expected = output(case, plain, inputs)
-        if not all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(expected)):
+        if not is_finite(expected):
             continue
         is_compared = True
         # Rounding, also as magnified by the layer itself (a softmax of large numbers).
@@ -49,7 +51,7 @@ def check_special_inputs(case: WrapperCase) -> None:
     skip_unless(is_compared, "the layer gives no finite outputs for special inputs")
 
 
-def _special(inputs: Any) -> dict[str, Any]:
+def _special(inputs: PyTree) -> dict[str, Inputs]:
     """Inputs by their description."""
     numbers, indices = eqx.is_inexact_array, _is_index
     changes = {
@@ -66,7 +68,7 @@ def _special(inputs: Any) -> dict[str, Any]:
     }
 
 
-def _is_index(leaf: Any) -> bool:
+def _is_index(leaf: PyTree) -> bool:
     return eqx.is_array(leaf) and jnp.issubdtype(leaf.dtype, jnp.signedinteger)
 
 
@@ -77,27 +79,16 @@ def check_alpha(case: WrapperCase) -> None:
     Its output depends on alpha, unless the constructor does not take one.
     """
     skip_unless("alpha" in takes(case.wrapper), "the adapter takes no alpha")
-    base = case.make_base()
     for alpha in (0.0, 0.75):
-        changed = dataclasses.replace(case, alpha=alpha)
+        scaled = dataclasses.replace(case, alpha=alpha)
         try:
-            fresh = changed.build(base)
+            built = run(start_and_merge, scaled, case.make_base(), case.make_inputs())
         except Exception as err:
             if alpha or not is_refusal(err):
                 raise
             continue
-        trained = perturbed(fresh)
-        said = f"With alpha {alpha}, the"
-        require_close(
-            output(case, fresh), output(case, base), _TOLERANCE, f"{said} fresh adapter differs"
-        )
-        if case.mergeable:
-            plain: Any = with_arrays(trained).merge()
-            problem = f"{said} merged layer and the adapter differ"
-            require_close(output(case, plain), output(case, trained), _TOLERANCE, problem)
-            if case.law is not None:
-                require_law(case, trained, plain, f"With alpha {alpha}, ")
-        error = relative_error(output(case, trained), output(case, case.make_trained()))
+        require_start_and_merge(case, built, f"With alpha {alpha}, ")
+        error = relative_error(built.trained, output(case, case.make_trained()))
         require(
             error > _TOLERANCE or alpha == case.alpha,
             f"The output is the same with alpha {alpha} and with alpha {case.alpha}.",
@@ -114,7 +105,7 @@ def check_trained_in_half_precision(case: WrapperCase) -> None:
     skip_unless(any(compared), "rounding by the layer itself hides the update")
 
 
-def _compare_with_float32(case: WrapperCase, dtype: Any) -> bool:
+def _compare_with_float32(case: WrapperCase, dtype: DTypeLike) -> bool:
     """Whether the update exceeds the rounding. **Raises:** `ConformanceError` if it is wrong."""
     inputs = case.make_inputs(dtype)
     wide_inputs, wide_base = cast(inputs, jnp.float32), cast(case.make_base(dtype), jnp.float32)
@@ -136,7 +127,9 @@ def _compare_with_float32(case: WrapperCase, dtype: Any) -> bool:
     return True
 
 
-def _moved_far(case: WrapperCase, dtype: Any, inputs: Any, at_base: Any) -> tuple[Any, Any]:
+def _moved_far(
+    case: WrapperCase, dtype: DTypeLike, inputs: PyTree, at_base: PyTree
+) -> tuple[PyTree, PyTree]:
     """An adapter moved until its update is half of its float32 output; and this output."""
     trained = case.make_trained(dtype)
     expected = output(case, cast(trained, jnp.float32), inputs)
@@ -159,9 +152,9 @@ def check_subclass(case: WrapperCase) -> None:
 
     Otherwise the fresh adapter would silently change the outputs of the model.
     """
-    layer, (start, *_) = _of_subclass(case)
+    layer, built = _of_subclass(case)
     problem = "Around a subclass with a `__call__` of its own, the fresh adapter differs from it"
-    require_close(start, output(case, layer), _TOLERANCE, problem)
+    require_close(built.start, output(case, layer), _TOLERANCE, problem)
 
 
 @advice("put the new weight into the layer and call that, or claim the exact type.")
@@ -173,12 +166,12 @@ def check_subclass_merge(case: WrapperCase) -> None:
     update.
     """
     skip_unless(case.mergeable, NOT_MERGEABLE)
-    _, (_, trained, plain, *_) = _of_subclass(case)
+    _, built = _of_subclass(case)
     problem = "Around a subclass with a `__call__` of its own, `merge()(x)` and `wrapper(x)` differ"
-    require_close(plain, trained, _TOLERANCE, problem)
+    require_close(built.merged, built.trained, _TOLERANCE, problem)
 
 
-def _of_subclass(case: WrapperCase) -> tuple[Any, tuple[Any, ...]]:
+def _of_subclass(case: WrapperCase) -> tuple[PyTree, StartAndMerge]:
     layer = _doubling(case.make_base())
     skip_unless(case.wrapper.applies_to(layer), "the adapter does not claim subclasses")
     return layer, run(start_and_merge, case, layer, case.make_inputs())
@@ -186,13 +179,13 @@ def _of_subclass(case: WrapperCase) -> tuple[Any, tuple[Any, ...]]:
 
 @functools.cache
 def _doubling_class(cls: type) -> type:
-    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+    def call(self: object, *args: PyTree, **kwargs: PyTree) -> PyTree:
         return jax.tree.map(lambda y: y + y, cls.__call__(self, *args, **kwargs))
 
     return type(f"Doubling{cls.__name__}", (cls,), {"__call__": call, "__module__": __name__})
 
 
-def _doubling(layer: Any) -> Any:
+def _doubling(layer: PyTree) -> PyTree:
     """`layer` as an object of a subclass whose output is twice the layer's."""
     copy = object.__new__(_doubling_class(type(layer)))
     for name, value in vars(layer).items():
@@ -203,7 +196,7 @@ def _doubling(layer: Any) -> Any:
 @required("return new values, and let no argument, field or global object change.")
 def check_purity(case: WrapperCase) -> None:
     """The constructor, the call and `merge` have no side effects, and repeat their results."""
-    base: Any = jax.tree.map(lambda leaf: leaf, case.make_base())
+    base: PyTree = jax.tree.map(lambda leaf: leaf, case.make_base())
     before = jax.tree.leaves(base)
     adapter = perturbed(case.build(base))
     _require_unchanged(before, base, "The constructor changes the layer that it was given.")
@@ -222,12 +215,12 @@ def check_purity(case: WrapperCase) -> None:
         _require_unchanged(before, adapter, "`merge()` changes the adapter.")
 
 
-def _effects(case: WrapperCase, layer: Any) -> set[str]:
+def _effects(case: WrapperCase, layer: PyTree) -> set[str]:
     jaxpr, *_ = eqx.filter_make_jaxpr(case.call)(layer, *case.make_inputs())
     return {f"{effect}" for effect in jaxpr.effects}
 
 
-def _require_unchanged(before: list[Any], tree: Any, problem: str) -> None:
+def _require_unchanged(before: list[object], tree: PyTree, problem: str) -> None:
     after = jax.tree.leaves(tree)
     is_same = len(after) == len(before) and all(map(lambda a, b: a is b, before, after))
     require(is_same, problem)

@@ -1,23 +1,13 @@
-"""Checks of optional members: statistics, shared arrays, a penalty, and a rank gate."""
-
-import dataclasses
-from collections.abc import Mapping
-from typing import Any
+"""Checks of optional members: statistics, shared arrays, and a penalty."""
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
+from jaxtyping import PyTree
 
-from jno.lora import (
-    LoRAWrapper,
-    MatrixAdapter,
-    Registry,
-    lora_trainable_filter,
-    merge_lora,
-    resolve,
-)
+from jno.lora import LoRAWrapper, Registry, Statistic, lora_trainable_filter, merge_lora, resolve
 from jno.lora.extending import (
     path_str,
     shared_arrays,
@@ -30,7 +20,7 @@ from jno_lora_train import penalty
 from jno_lora_zoo import collect_statistics
 
 from ._case import WrapperCase, constructed, perturbed, random_statistics
-from ._comparisons import arrays_of, relative_error, require, require_close
+from ._comparisons import arrays_of, is_finite, relative_error, require, require_close
 from ._conformance import ConformanceError, is_refusal, raised_in, required, skip_unless
 from ._programs import gradients, output
 
@@ -48,10 +38,7 @@ def check_poor_statistics(case: WrapperCase) -> None:
     starts_equal = relative_error(output(case, case.make()), plain) <= _TOLERANCE
     for rows, data in ((0, "no data"), (1, "a single vector")):
         adapter = constructed(case, base, jax.random.key(3), rows)
-        require(
-            all(np.all(np.isfinite(x)) for x in arrays_of(adapter) if eqx.is_inexact_array(x)),
-            f"Statistics of {data} give an adapter with NaN or infinity.",
-        )
+        require(is_finite(adapter), f"Statistics of {data} give an adapter with NaN or infinity.")
         if starts_equal:
             start = f"With statistics of {data}, the fresh adapter's output"
             problem = f"{start} differs from the layer's"
@@ -66,7 +53,7 @@ def check_calibration(case: WrapperCase) -> None:
         _check_statistic(statistic)
     several = [case.make_inputs(seed=seed) for seed in (51, 52)]
 
-    def loss(layer: Any, batch: Any) -> Any:
+    def loss(layer: PyTree, batch: PyTree) -> PyTree:
         results = jax.vmap(lambda inputs: case.call(layer, *inputs))(batch)
         return sum(jnp.mean(jnp.sin(x)) for x in jax.tree.leaves(results))
 
@@ -87,7 +74,7 @@ def check_calibration(case: WrapperCase) -> None:
         require_close(x, y, 1e-4, f"{name!r} of one batch and of two differ", least=1e-2)
 
 
-def _check_statistic(statistic: Any) -> None:
+def _check_statistic(statistic: type[Statistic]) -> None:
     """**Raises:** `ConformanceError` if the sum over a batch is not the sum over its parts."""
     if statistic.of == "gradient":
         return
@@ -133,7 +120,7 @@ def _check_two_widths(case: WrapperCase) -> None:
     layers = [narrow, eqx.nn.Linear(inputs + 2, outputs + 1, key=jax.random.key(63))]
     vectors = [np.linspace(-1, 1, n, dtype=np.float32) for n in (inputs, inputs + 2)]
 
-    def called(layers: Any) -> list[Any]:
+    def called(layers: list[PyTree]) -> list[PyTree]:
         return [case.call(layer, x) for layer, x in zip(layers, vectors, strict=True)]
 
     if not case.wrapper.applies_to(layers[1]):
@@ -166,13 +153,13 @@ def _check_two_widths(case: WrapperCase) -> None:
 _SLICE = "read the part of the shared array that this layer needs: `array[:rank, :inputs]`."
 
 
-def _check_sum_of_gradients(case: WrapperCase, model: Any) -> None:
+def _check_sum_of_gradients(case: WrapperCase, model: PyTree) -> None:
     varied, fixed = eqx.partition(model, lora_trainable_filter(model))
     if not shared_arrays(varied):  # frozen
         return
 
-    def gradient(*users: int) -> Any:
-        def call(model: Any, *inputs: Any) -> list[Any]:
+    def gradient(*users: int) -> PyTree:
+        def call(model: PyTree, *inputs: PyTree) -> list[PyTree]:
             adapters = resolve(model)
             return [case.call(adapters[user], *inputs) for user in users]
 
@@ -207,78 +194,3 @@ def check_penalty(case: WrapperCase) -> None:
         require(not np.any(grad), f"{where} is not zero, but this array does not train.")
     problem = "The penalty moves no trained array."
     require(any(map(np.any, arrays_of(moving))), problem, "let it depend on a trained field.")
-
-
-@required(
-    "let `rank_gate` name the field with a factor for each direction, and `rank_axes` the axis of "
-    "the directions in one layer's array of each other field."
-)
-def check_rank_gate(case: WrapperCase) -> None:
-    """Only directions with an open gate have an effect, and all gates share one program."""
-    name: Any = MatrixAdapter.of(case.wrapper).rank_gate
-    skip_unless(name is not None, "the adapter declares no `rank_gate`")
-    opened, inputs = case.make_trained(), case.make_inputs()
-    traces: list[None] = []
-
-    @eqx.filter_jit
-    def run(adapter: Any) -> Any:
-        traces.append(None)
-        return case.run(adapter, inputs)
-
-    with_direction = run(opened)
-    for matrix, gate in _by_matrix(getattr(opened, name)).items():
-        problem = f"The gate {name!r} of one layer has the shape {gate.shape}, not (r,)."
-        require(gate.ndim == 1, problem)
-        closed = _with(opened, name, matrix, gate.at[-1].set(0))
-        without = run(closed)
-        require(
-            relative_error(without, with_direction) > 10 * _TOLERANCE,
-            f"The output does not change if an entry of the gate {name!r} becomes zero.",
-        )
-        for field, axis in MatrixAdapter.of(case.wrapper).rank_axes.items():
-            array = _by_matrix(getattr(opened, field))[matrix]
-            require(
-                array.shape[axis : axis + 1] == gate.shape,
-                f"`rank_axes` gives axis {axis} of {field!r}, whose shape is {array.shape}, but "
-                f"the gate has {gate.size} directions.",
-            )
-            changed = array.at[(slice(None),) * axis + (-1,)].add(1)
-            which = f"The direction of {field!r} along axis {axis}"
-            problem = f"{which} whose gate is zero changes the output"
-            y = run(_with(closed, field, matrix, changed))
-            require_close(y, without, _TOLERANCE, problem)
-            error = relative_error(run(_with(opened, field, matrix, changed)), with_direction)
-            require(error > 10 * _TOLERANCE, f"{which} has no effect, though its gate is open.")
-    _check_no_axis_is_missing(case, name)
-    require(
-        len(traces) == 1,
-        f"The call was traced {len(traces)} times for other values of one shape.",
-        "keep everything that a controller changes in array fields.",
-    )
-
-
-def _check_no_axis_is_missing(case: WrapperCase, gate: str) -> None:
-    """**Raises:** `ConformanceError` if an array that grows with the rank is not in `rank_axes`."""
-    cases = (case, dataclasses.replace(case, rank=1 if case.rank > 1 else 2))
-    key, declared = jax.random.key(3), MatrixAdapter.of(case.wrapper).rank_axes
-    grown = [eqx.filter_eval_shape(constructed, ranked, case.make_base(), key) for ranked in cases]
-    for name in {*case.wrapper.adapter_fields} - {gate}:
-        shapes = [getattr(getattr(adapter, name), "shape", ()) for adapter in grown]
-        axes = [i for i, sizes in enumerate(zip(*shapes, strict=False)) if len({*sizes}) > 1]
-        named = [axis for field, axis in declared.items() if field == name]
-        require(
-            axes == named or len(axes) != 1,
-            f"The shape of {name!r} grows with the rank along axis {axes}, but `rank_axes` gives "
-            f"{named or 'no axis'}: a controller would not shrink the array.",
-        )
-
-
-def _by_matrix(value: Any) -> dict[str | None, Any]:
-    """The arrays of a field by the name of their matrix; a single array has the name `None`."""
-    return dict(value) if isinstance(value, Mapping) else {None: value}
-
-
-def _with(adapter: Any, field: str, matrix: str | None, array: Any) -> Any:
-    value = getattr(adapter, field)
-    new = array if matrix is None else {**value, matrix: array}
-    return eqx.tree_at(lambda node: getattr(node, field), adapter, new)

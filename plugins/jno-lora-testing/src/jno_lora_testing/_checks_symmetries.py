@@ -1,15 +1,15 @@
 """The check of symmetries: a trained adapter keeps the symmetries of its layer."""
 
 from collections.abc import Mapping
-from typing import Any
 
 import jax
+from jaxtyping import PyTree
 
 from ._case import WrapperCase
 from ._comparisons import relative_error, require, same_bits
 from ._conformance import required, skip_unless
 from ._programs import merged, output
-from ._symmetries import Symmetry
+from ._symmetries import Inputs, Symmetry
 
 # Float32: the rounding of a few hundred terms and of the moved inputs.
 _TOLERANCE = 4e-5
@@ -61,9 +61,9 @@ def check_symmetries(case: WrapperCase) -> None:
 
 def require_symmetries(
     case: WrapperCase,
-    base: Any,
-    adapted: Mapping[str, Any],
-    inputs: tuple[Any, ...],
+    base: PyTree,
+    adapted: Mapping[str, PyTree],
+    inputs: Inputs,
     tolerance: float,
 ) -> None:
     """Check the symmetries in float64, as precisely as the layer itself has them.
@@ -85,9 +85,9 @@ def require_symmetries(
 
 def _problem(
     case: WrapperCase,
-    adapted: Mapping[str, Any],
+    adapted: Mapping[str, PyTree],
     symmetry: Symmetry,
-    inputs: tuple[Any, ...],
+    inputs: Inputs,
     bound: float,
 ) -> str:
     """How an adapted layer breaks the symmetry, or an empty text."""
@@ -102,16 +102,16 @@ def _problem(
 
 
 def _largest_error(
-    case: WrapperCase, layer: Any, symmetry: Symmetry, inputs: tuple[Any, ...]
-) -> tuple[float, Any]:
+    case: WrapperCase, layer: PyTree, symmetry: Symmetry, inputs: Inputs
+) -> tuple[float, object]:
     """The largest relative error over the drawn elements, and its element."""
     plain = output(case, layer, inputs)
-    errors: list[tuple[float, Any]] = []
+    errors: list[tuple[float, object]] = []
     for element in _elements(symmetry):
         moved = output(case, layer, symmetry.on_inputs(element, *inputs))
         errors.append((relative_error(moved, symmetry.on_output(element, plain)), element))
     return max(errors, key=lambda pair: pair[0])
 
 
-def _elements(symmetry: Symmetry) -> list[Any]:
+def _elements(symmetry: Symmetry) -> list[object]:
     return [symmetry.draw(jax.random.key(seed)) for seed in _SEEDS]

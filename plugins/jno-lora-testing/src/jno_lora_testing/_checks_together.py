@@ -5,11 +5,11 @@ Each of the three comes from a distribution that may be missing. Then its check 
 
 import importlib
 import importlib.util
-from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jaxtyping import PyTree
 
 from jno.lora import JnoLoraError, extract_adapters
 from jno.lora.extending import is_coded, statistics_of
@@ -23,7 +23,7 @@ MISSING, REFUSED = "is not installed", "the adapter is refused there"
 _TOLERANCE = 1e-5
 
 
-def _plain(case: WrapperCase) -> Any:
+def _plain(case: WrapperCase) -> PyTree:
     base = case.make_base()
     skip_unless(
         not any(map(is_coded, jax.tree.leaves(base, is_leaf=is_coded))), "the layer has codes"
@@ -31,7 +31,7 @@ def _plain(case: WrapperCase) -> Any:
     return base
 
 
-def _imported(distribution: str) -> Any:
+def _imported(distribution: str) -> PyTree:
     module = distribution.replace("-", "_")
     skip_unless(importlib.util.find_spec(module), f"{distribution} {MISSING}")
     return importlib.import_module(module)
@@ -105,7 +105,7 @@ def _is_double(case: WrapperCase) -> bool:
     with jax.enable_x64(True):
         layer, inputs = case.make_base(jnp.float64), case.make_inputs(jnp.float64)
 
-        def nearby(leaf: Any) -> Any:
+        def nearby(leaf: PyTree) -> PyTree:
             return leaf * (1 + 1e-10) if eqx.is_inexact_array(leaf) else leaf
 
         moved = output(case, *jax.tree.map(nearby, (layer, inputs)))

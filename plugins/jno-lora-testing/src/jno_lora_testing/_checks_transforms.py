@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
+from jaxtyping import PRNGKeyArray, PyTree
 
 from jno.lora import apply_lora, merge_lora, resolve
 from jno.lora.extending import is_coded, path_str, run, with_arrays
@@ -25,6 +26,7 @@ from ._programs import (
     slice_of,
     stacked,
 )
+from ._symmetries import Inputs
 
 _TOLERANCE = 2e-5
 
@@ -63,7 +65,7 @@ def check_jit(case: WrapperCase) -> None:
     inputs = case.make_inputs()
 
     @eqx.filter_jit
-    def compiled(base: Any, key: Any, inputs: tuple[Any, ...]) -> Any:
+    def compiled(base: PyTree, key: PRNGKeyArray, inputs: Inputs) -> PyTree:
         return case.run(perturbed(case.build(base, key)), inputs)
 
     require_close(
@@ -119,7 +121,7 @@ def check_stacked_layers(case: WrapperCase) -> None:
     trained_model = perturbed(model)
     # Slices do not contain the arrays that they share.
     adapted, trained = resolve(model), resolve(trained_model)
-    plain: Any = merge_lora(with_arrays(trained_model)) if case.mergeable else trained
+    plain: PyTree = merge_lora(with_arrays(trained_model)) if case.mergeable else trained
     for index, base in enumerate(bases):
         start = relative_error(output(case, slice_of(adapted, index)), output(case, base))
         adapter, layer = slice_of(trained, index), slice_of(plain, index)
@@ -175,6 +177,27 @@ def check_no_lapack_in_step(case: WrapperCase) -> None:
     )
 
 
+@required("name fields, or paths in fields, with a spec of at most as many axes as the array has.")
+def check_partition_specs(case: WrapperCase) -> None:
+    """`partition_specs` names arrays of the adapter and axes of the layer's mesh."""
+    sharded, _ = shard(case.make_base())
+    adapter = eqx.tree_at(lambda node: node.base, case.make(), sharded)
+    specs = adapter.partition_specs()
+    skip_unless(specs, "the adapter gives no `partition_specs`")
+    outside = eqx.tree_at(lambda node: node.base, adapter, None)
+    leaves = {path_str(path): leaf for path, leaf in jtu.tree_leaves_with_path(outside)}
+    for name, spec in specs.items():
+        named = [leaf for path, leaf in leaves.items() if f"{path}/".startswith(f"{name}/")]
+        is_field = name in vars(adapter)  # an optional field, or a field of a shared array
+        require(named or is_field, f"`partition_specs` names {name!r}, which is not a field.")
+        axes = {axis for axes in spec for axis in (axes if isinstance(axes, tuple) else (axes,))}
+        require(
+            axes <= {None, "devices"} and all(len(spec) <= leaf.ndim for leaf in named),
+            f"`partition_specs` gives {name!r} the spec {spec}, but its arrays are "
+            f"{[leaf.shape for leaf in named]}, and the layer's mesh has the axis 'devices'.",
+        )
+
+
 @advice("let shapes, not devices, decide the computation.")
 def check_sharding(case: WrapperCase) -> None:
     """A layer sharded over devices is adapted, run and merged on its mesh.
@@ -209,7 +232,7 @@ def check_sharding(case: WrapperCase) -> None:
         )
 
 
-def _apply(case: WrapperCase, base: Any) -> Any:
+def _apply(case: WrapperCase, base: PyTree) -> PyTree:
     """The adapter that `apply_lora` puts around `base`, which may be stacked or sharded."""
     settings: dict[str, Any] = {"wrappers": case.wrapper, "options": case.options}
     if (statistics := random_statistics(case.wrapper, case.make_base())) is not None:
@@ -220,6 +243,6 @@ def _apply(case: WrapperCase, base: Any) -> Any:
     return apply_lora(base, case.rank, case.alpha, key=jax.random.key(3), **settings)
 
 
-def _gradients(case: WrapperCase, adapter: Any) -> Any:
+def _gradients(case: WrapperCase, adapter: PyTree) -> PyTree:
     """The gradients of a loss of the output with respect to the trainable arrays."""
     return gradients(*split(adapter), case.call, case.make_inputs())

@@ -3,21 +3,21 @@
 import contextlib
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
+from jax.typing import DTypeLike
+from jaxtyping import PyTree
 
 from jno.lora import WrapperError, unwrap_lora
 from jno.lora.extending import run, takes, with_arrays
 
 from ._case import NOT_MERGEABLE, WrapperCase, split
 from ._checks_symmetries import require_symmetries
-from ._comparisons import arrays_of, relative_error, require, require_close
+from ._comparisons import arrays_of, is_finite, relative_error, require, require_close
 from ._conformance import ConformanceError, advice, is_refusal, raised_in, required, skip_unless
-from ._programs import merged, output, start_and_merge
+from ._programs import StartAndMerge, merged, output, start_and_merge
 
 # Float32: the rounding of a few hundred terms. Half precision: several roundings of the output; a
 # weight that was changed and cast back (PiSSA) adds another rounding.
@@ -55,9 +55,9 @@ def check_identity_in_half_precision(case: WrapperCase) -> None:
 NO_HALF = "the layer itself cannot compute in half precision"
 
 
-def halves_of(case: WrapperCase) -> list[Any]:
+def halves_of(case: WrapperCase) -> list[DTypeLike]:
     """The half precisions that the layer supports. (An FFT supports neither.)"""
-    dtypes: list[Any] = []
+    dtypes: list[DTypeLike] = []
     for dtype in _HALVES:
         base, inputs = case.make_base(dtype), case.make_inputs(dtype)
         with contextlib.suppress(Exception):
@@ -102,10 +102,10 @@ def check_law(case: WrapperCase) -> None:
     require_law(case, trained, merged(trained))
 
 
-def require_law(case: WrapperCase, trained: Any, plain: Any, setting: str = "") -> None:
+def require_law(case: WrapperCase, trained: PyTree, plain: PyTree, setting: str = "") -> None:
     """**Raises:** `ConformanceError` if `plain` does not agree with the case's law."""
-    law: Any = case.law
-    expected = law(trained)
+    assert case.law is not None
+    expected = case.law(trained)
     attributes = expected if isinstance(expected, Mapping) else {"weight": expected}
     for name, array in attributes.items():
         problem = f"{setting}`merge().{name}` and the law differ"
@@ -119,14 +119,11 @@ def require_law(case: WrapperCase, trained: Any, plain: Any, setting: str = "") 
 def check_ranks(case: WrapperCase) -> None:
     """Ranks 1 and 3, and a rank larger than the layer, start and merge correctly."""
     skip_unless("rank" in takes(case.wrapper), "the adapter takes no rank")
-    base = case.make_base()
-    beyond = 1 + max((array.size for array in arrays_of(base)), default=0)
+    beyond = 1 + max((array.size for array in arrays_of(case.make_base())), default=0)
     for rank in {1, 3, beyond} - {case.rank}:  # other checks cover the rank of the case
         ranked = dataclasses.replace(case, rank=rank)
         try:
-            start, trained, plain, adapter, layer = run(
-                start_and_merge, ranked, base, case.make_inputs()
-            )
+            built = run(start_and_merge, ranked, case.make_base(), case.make_inputs())
         except Exception as err:
             require(
                 is_refusal(err),
@@ -134,16 +131,18 @@ def check_ranks(case: WrapperCase) -> None:
                 f"{raised_in(err, case.wrapper)}",
             )
             continue
-        require(
-            all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(trained)),
-            f"With rank {rank}, the output is not finite.",
-        )
-        problem = f"With rank {rank}, the fresh adapter's output differs from the layer's"
-        require_close(start, output(case, base), _FLOAT32, problem)
-        problem = f"With rank {rank}, `merge()(x)` and `wrapper(x)` differ"
-        require_close(plain, trained, 4 * _FLOAT32, problem)
-        if case.law is not None and case.mergeable:
-            require_law(case, adapter, layer, f"With rank {rank}, ")
+        require_start_and_merge(case, built, f"With rank {rank}, ")
+
+
+def require_start_and_merge(case: WrapperCase, built: StartAndMerge, setting: str) -> None:
+    """**Raises:** `ConformanceError` unless the adapter starts, merges and follows its law."""
+    require(is_finite(built.trained), f"{setting}the output is not finite.")
+    problem = f"{setting}the fresh adapter's output differs from the layer's"
+    require_close(built.start, output(case, case.make_base()), _FLOAT32, problem)
+    problem = f"{setting}`merge()(x)` and `wrapper(x)` differ"
+    require_close(built.merged, built.trained, 4 * _FLOAT32, problem)
+    if case.law is not None and case.mergeable:
+        require_law(case, built.adapter, built.plain, setting)
 
 
 @required("put the new weight, cast to the old dtype, into `base` with `eqx.tree_at`.")
@@ -168,7 +167,7 @@ def check_merge_restores_form(case: WrapperCase) -> None:
 @required("leave `base` as it came, or define `unwrap` to undo the changes of `__init__`.")
 def check_unwrap_restores(case: WrapperCase) -> None:
     """`unwrap()` returns the original layer up to rounding, even after training."""
-    base: Any = case.make_base()
+    base: PyTree = case.make_base()
     plain = unwrap_lora(case.make_trained())
     arrays = zip(jax.tree.leaves(plain), jax.tree.leaves(base), strict=True)
     require(

@@ -2,15 +2,16 @@
 
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import PyTree
+from jaxtyping import Array, PyTree
 
 from ._conformance import ConformanceError
 
 
-def require(condition: Any, problem: str, remedy: str = "") -> None:
+def require(condition: object, problem: str, remedy: str = "") -> None:
     """**Raises:** `ConformanceError` unless `condition` holds."""
     if not condition:
         raise ConformanceError(problem, remedy)
@@ -41,10 +42,15 @@ def relative_error(actual: PyTree, expected: PyTree, least: float = 1e-3) -> flo
     return worst
 
 
+def is_finite(tree: PyTree) -> bool:
+    """Whether all floating arrays of a tree are finite."""
+    return all(np.all(np.isfinite(x)) for x in arrays_of(tree) if eqx.is_inexact_array(x))
+
+
 def same_bits(a: PyTree, b: PyTree) -> bool:
     """Whether the arrays of two trees agree in shape, dtype and every bit."""
 
-    def content(tree: PyTree) -> list[Any]:
+    def content(tree: PyTree) -> list[tuple[object, ...]]:
         arrays = (jax.random.key_data(x) if is_key(x) else x for x in arrays_of(tree))
         return [(x.shape, x.dtype, np.asarray(x).tobytes()) for x in arrays]
 
@@ -55,6 +61,6 @@ def arrays_of(tree: PyTree) -> list[Any]:
     return [leaf for leaf in jax.tree.leaves(tree) if isinstance(leaf, jax.Array | np.ndarray)]
 
 
-def is_key(array: Any) -> bool:
+def is_key(array: Array | np.ndarray) -> bool:
     """Whether the argument is a typed PRNG key."""
     return bool(jnp.issubdtype(array.dtype, jax.dtypes.prng_key))

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import jax
+from jaxtyping import PyTree
 
 from jno.lora import JnoLoraError
 
@@ -24,7 +25,7 @@ class NotApplicableError(Exception):
     """A check is not applicable to a case; the message has the reason."""
 
 
-def skip_unless(condition: Any, reason: str) -> None:
+def skip_unless(condition: object, reason: str) -> None:
     """**Raises:** `NotApplicableError` unless `condition` holds."""
     if not condition:
         raise NotApplicableError(reason)
@@ -98,7 +99,7 @@ def required(remedy: str, *, is_advice: bool = False) -> Callable[[Check], Check
 advice = functools.partial(required, is_advice=True)
 
 
-def answer_of(function: Any, name: str, value: Any) -> Any:
+def answer_of(function: Any, name: str, value: object) -> PyTree:
     """The result of a classmethod for an object; messages call the object by the given name.
 
     **Raises:** `ConformanceError` if it raises.

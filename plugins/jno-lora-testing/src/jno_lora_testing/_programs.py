@@ -6,28 +6,29 @@ for each new shape, which would take most of a check's time.
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import PyTree
+from jaxtyping import Array, PyTree
 
 from jno.lora import merge_lora
 from jno.lora.extending import with_arrays
 
 from ._case import WrapperCase, perturbed, split
 from ._comparisons import arrays_of, is_key, require_close
+from ._symmetries import Call, Inputs
 
 
 def compiled(function: Callable[..., Any]) -> Any:
     """`function`, compiled if possible, because only the check `jit` requires compilation."""
-    jitted: Any = eqx.filter_jit(function)
+    jitted = eqx.filter_jit(function)
 
     @functools.wraps(function)
-    def call(*args: Any) -> Any:
+    def call(*args: PyTree) -> PyTree:
         try:
             return jitted(*args)
         except Exception:
@@ -36,24 +37,24 @@ def compiled(function: Callable[..., Any]) -> Any:
     return call
 
 
-def output(case: WrapperCase, layer: Any, inputs: tuple[Any, ...] | None = None) -> Any:
+def output(case: WrapperCase, layer: PyTree, inputs: Inputs | None = None) -> PyTree:
     return _output(layer, case.call, case.make_inputs() if inputs is None else inputs)
 
 
 @compiled
-def _output(layer: Any, call: Any, inputs: tuple[Any, ...]) -> Any:
+def _output(layer: PyTree, call: Call, inputs: Inputs) -> PyTree:
     return call(layer, *inputs)
 
 
 @compiled
-def mapped_output(layer: Any, call: Any, inputs: tuple[Any, ...]) -> Any:
+def mapped_output(layer: PyTree, call: Call, inputs: Inputs) -> PyTree:
     return jax.vmap(lambda inputs: call(layer, *inputs))(inputs)
 
 
 # The next two functions are for `run`, which runs LAPACK in constructors on one thread.
 def mapped_and_scanned(
-    case: WrapperCase, bases: Any, keys: Any, inputs: tuple[Any, ...]
-) -> tuple[Any, Any]:
+    case: WrapperCase, bases: PyTree, keys: Array, inputs: Inputs
+) -> tuple[PyTree, PyTree]:
     """Adapters around stacked `bases`, built by `vmap`, and their outputs by `lax.scan`."""
     adapters = perturbed(eqx.filter_vmap(case.build)(bases, keys))
     arrays, static = eqx.partition(adapters, eqx.is_array)
@@ -62,26 +63,39 @@ def mapped_and_scanned(
     return adapters, outputs
 
 
-def start_and_merge(case: WrapperCase, base: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    """The outputs of the fresh, trained and merged adapter, with the latter two layers."""
+class StartAndMerge(NamedTuple):
+    """The outputs of a fresh, trained and merged adapter, with the latter two layers.
+
+    An adapter that cannot be merged stands for its merged layer.
+    """
+
+    start: PyTree
+    trained: PyTree
+    merged: PyTree
+    adapter: PyTree
+    plain: PyTree
+
+
+def start_and_merge(case: WrapperCase, base: PyTree, inputs: Inputs) -> StartAndMerge:
     fresh = case.build(base)
-    trained = perturbed(fresh)
-    plain: Any = merge_lora(with_arrays(trained)) if case.mergeable else trained
-    outputs = tuple(case.call(layer, *inputs) for layer in (fresh, trained, plain))
-    return (*outputs, trained, plain)
+    adapter = perturbed(fresh)
+    plain = merged(adapter) if case.mergeable else adapter
+    start, trained, after = (case.call(layer, *inputs) for layer in (fresh, adapter, plain))
+    return StartAndMerge(start, trained, after, adapter, plain)
 
 
 @compiled
-def gradients(varied: PyTree, fixed: PyTree, call: Any, inputs: tuple[Any, ...]) -> PyTree:
+def gradients(varied: PyTree, fixed: PyTree, call: Call, inputs: Inputs) -> PyTree:
     """The gradients of a loss of the output with respect to the arrays in `varied`."""
     return jax.grad(lambda varied: loss_of(call(eqx.combine(varied, fixed), *inputs)))(varied)
 
 
-def loss_of(outputs: PyTree) -> Any:
+def loss_of(outputs: PyTree) -> Array:
     """A real number that depends on every output of a layer."""
     leaves = jax.tree.leaves(outputs)
     imaginary = [jnp.imag(output) for output in leaves if jnp.iscomplexobj(output)]
-    return sum(jnp.sum(jnp.sin(part)) for part in (*map(jnp.real, leaves), *imaginary))
+    terms = [jnp.sum(jnp.sin(part)) for part in (*map(jnp.real, leaves), *imaginary)]
+    return sum(terms[1:], start=terms[0])
 
 
 @compiled
@@ -97,7 +111,7 @@ def _through_merge(trainable: PyTree, frozen: PyTree, gradients: PyTree) -> PyTr
 
 
 def require_gradients_of_merge(
-    case: WrapperCase, gradients_of: Callable[..., Any], argument: Any, bound: float, problem: str
+    case: WrapperCase, gradients_of: Call, argument: PyTree, bound: float, problem: str
 ) -> None:
     """**Raises:** `ConformanceError` if the gradients differ from those through `merge()`."""
     trainable, frozen = split(case.make_trained())
@@ -108,32 +122,32 @@ def require_gradients_of_merge(
 
 
 @compiled
-def attributes(adapter: Any, names: tuple[str, ...]) -> dict[str, Any]:
+def attributes(adapter: PyTree, names: tuple[str, ...]) -> dict[str, PyTree]:
     return {name: getattr(adapter, name, None) for name in names}
 
 
-def merged(adapter: Any) -> Any:
+def merged(adapter: PyTree) -> PyTree:
     """The merged layer, with plain arrays."""
     return merge_lora(with_arrays(adapter))
 
 
-def stacked(trees: list[Any]) -> Any:
+def stacked(trees: list[PyTree]) -> PyTree:
     """One tree, whose arrays are stacked along a first axis."""
     return jax.tree.map(lambda *x: jnp.stack(x) if eqx.is_array(x[0]) else x[0], *trees)
 
 
-def slice_of(stack: Any, index: int) -> Any:
+def slice_of(stack: PyTree, index: int) -> PyTree:
     """The tree at `index` of a stack."""
     arrays, static = eqx.partition(stack, eqx.is_array)
 
-    def slice_array(x: Any) -> Any:
+    def slice_array(x: Array) -> Array:
         # JAX would compile the slicing of an array.
         return x[index] if is_key(x) else jnp.asarray(np.asarray(x)[index])
 
     return eqx.combine(jax.tree.map(slice_array, arrays), static)
 
 
-def shard(layer: Any) -> tuple[Any, list[NamedSharding]]:
+def shard(layer: PyTree) -> tuple[PyTree, list[NamedSharding]]:
     """The layer with each array split along an axis that the devices divide, and the shardings."""
     sizes = {size for array in arrays_of(layer) for size in array.shape}
     counts = [n for n in range(len(jax.devices()), 0, -1) if any(s % n == 0 for s in sizes)]
@@ -141,7 +155,7 @@ def shard(layer: Any) -> tuple[Any, list[NamedSharding]]:
         return layer, []
     mesh = Mesh(np.array(jax.devices()[: counts[0]]), ("devices",))
 
-    def sharding_of(array: Any) -> NamedSharding:
+    def sharding_of(array: Array) -> NamedSharding:
         axis = next((i for i, size in enumerate(array.shape) if size % counts[0] == 0), None)
         axes = ["devices" if i == axis else None for i in range(array.ndim)]
         return NamedSharding(mesh, PartitionSpec(*axes))

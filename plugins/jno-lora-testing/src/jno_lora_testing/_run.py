@@ -16,7 +16,6 @@ from . import _checks_class  # noqa: F401
 
 # isort: split
 from . import (  # noqa: F401
-    _checks_claims,
     _checks_derivatives,
     _checks_inputs,
     _checks_matrix,
@@ -130,7 +129,7 @@ def messages(failed: Iterable[CheckResult]) -> list[str]:
     """
     failed = [result for result in failed if result.error is not None]
     causes = causes_of(failed)
-    groups: dict[Any, list[CheckResult]] = {}
+    groups: dict[object, list[CheckResult]] = {}
     for result in failed:
         error: Any = result.error
         if result not in causes:

@@ -3,16 +3,21 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Collection
-from typing import Any
+from typing import Any, TypeAlias
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from jno.lora import LoRAWrapper
 from jno.lora.extending import safely_applies
 
-from ._case import WrapperCase, skeleton
+from ._case import Law, WrapperCase, skeleton
+from ._symmetries import Inputs
+
+Make: TypeAlias = Callable[[PRNGKeyArray], eqx.Module]
+MakeInputs: TypeAlias = Callable[[PRNGKeyArray], Inputs]
 
 # The checks that compare values. With a `law` and `parameters`, they notice nearly every wrong
 # value that depends on the layer. The remaining checks give the same result on any layer of a kind.
@@ -29,8 +34,8 @@ def standard_cases(
     wrapper: type[LoRAWrapper],
     layers: Collection[str] = (),
     *,
-    law: Callable[[Any], Any] | None = None,
-    parameters: Callable[[Any, int], int] | None = None,
+    law: Law | None = None,
+    parameters: Callable[[PyTree, int], int] | None = None,
 ) -> list[WrapperCase]:
     """The cases of the common Equinox layers that `wrapper` claims.
 
@@ -56,41 +61,40 @@ def standard_cases(
         rank.
     """
     cases: list[WrapperCase] = []
-    further_layers = _further_layers()
-    for kind, (base, inputs) in standard_layers().items():
-        named: dict[str, tuple[Any, Any, dict[str, Any]]] = {kind: (base, inputs, {})}
-        for name, (base, inputs, settings) in further_layers.items():
-            if name.startswith(f"{kind}-"):
-                named[name] = base, inputs, {**settings, "checks": _VALUE_CHECKS}
-        for name, (base, inputs, settings) in named.items() if not layers or kind in layers else ():
-            layer = jax.tree.map(lambda leaf: leaf, _skeleton(name))
-            if safely_applies(wrapper, layer):
-                name = f"{wrapper.__name__}-{name}"
-                case = WrapperCase(wrapper, base, inputs, law=law, name=name, **settings)
-                count = None if parameters is None else parameters(layer, case.rank)
-                cases.append(dataclasses.replace(case, parameters=count))
+    for name, (base, inputs, settings) in _all_layers().items():
+        kind, _, variation = name.partition("-")
+        if layers and kind not in layers:
+            continue
+        layer = jax.tree.map(lambda leaf: leaf, _skeleton(name))
+        if safely_applies(wrapper, layer):
+            if variation:
+                settings = {**settings, "checks": _VALUE_CHECKS}
+            name = f"{wrapper.__name__}-{name}"
+            case = WrapperCase(wrapper, base, inputs, law=law, name=name, **settings)
+            count = None if parameters is None else parameters(layer, case.rank)
+            cases.append(dataclasses.replace(case, parameters=count))
     return cases
 
 
 @functools.cache
-def _skeleton(name: str) -> Any:
-    return skeleton({**standard_layers(), **_further_layers()}[name][0])
+def _skeleton(name: str) -> PyTree:
+    return skeleton(_all_layers()[name][0])
 
 
-def _layer(cls: Any, *args: Any, **options: Any) -> Callable[[Any], Any]:
+def _layer(cls: Callable[..., eqx.Module], *args: object, **options: object) -> Make:
     return lambda key: cls(*args, **options, key=key)
 
 
-def _normal(*shape: int) -> Callable[[Any], tuple[Any, ...]]:
+def _normal(*shape: int) -> MakeInputs:
     return lambda key: (jax.random.normal(key, shape),)
 
 
-def _three_sequences(key: Any) -> tuple[Any, ...]:
+def _three_sequences(key: PRNGKeyArray) -> Inputs:
     """Queries, keys and values."""
     return tuple(jax.random.normal(drawn, (5, 8)) for drawn in jax.random.split(key, 3))
 
 
-def standard_layers() -> dict[str, tuple[Callable[[Any], Any], Callable[[Any], tuple[Any, ...]]]]:
+def standard_layers() -> dict[str, tuple[Make, MakeInputs]]:
     """Common Equinox layers by name: a function that makes the layer, and one for its inputs."""
     nn = eqx.nn
     return {
@@ -109,8 +113,8 @@ def standard_layers() -> dict[str, tuple[Callable[[Any], Any], Callable[[Any], t
     }
 
 
-def _further_layers() -> dict[str, tuple[Any, Any, dict[str, Any]]]:
-    """By a name that starts with one of `standard_layers`: layer, inputs, arguments of a case."""
+def _all_layers() -> dict[str, tuple[Make, MakeInputs, dict[str, Any]]]:
+    """Layer, inputs and arguments of a case, by name: `Linear`, `Linear-widening` and so on."""
     nn = eqx.nn
     settings = {"dilation": 2, "groups": 2, "use_bias": False}
     dilated = _layer(nn.Conv1d, 4, 6, 3, padding=((3, 1),), **settings)
@@ -118,7 +122,7 @@ def _further_layers() -> dict[str, tuple[Any, Any, dict[str, Any]]]:
     transposed = _layer(nn.ConvTranspose1d, 4, 6, 3, stride=2, padding=2, **settings)
     attention = _layer(nn.MultiheadAttention, 2, 8, dropout_p=0.5)
     ends = tuple(map(jnp.asarray, (0, 8, -1, -9)))
-    return {
+    further: dict[str, tuple[Make, MakeInputs, dict[str, Any]]] = {
         "Linear-widening": (_layer(nn.Linear, 3, 5, use_bias=False), _normal(3), {}),
         "Linear-square": (_layer(nn.Linear, 4, 4), _normal(4), {"rank": 3, "alpha": 3.0}),
         "Conv1d-dilated": (dilated, _normal(4, 7), {}),
@@ -128,19 +132,26 @@ def _further_layers() -> dict[str, tuple[Any, Any, dict[str, Any]]]:
         "MultiheadAttention-masked": (attention, _masked_sequences, {"call": _masked}),
         "MultiheadAttention-inference": (attention, _three_sequences, {"call": _in_inference}),
     }
+    every = {kind: (*layer, {}) for kind, layer in standard_layers().items()} | further
+    kinds = [*standard_layers()]
+    return {
+        name: every[name] for name in sorted(every, key=lambda x: kinds.index(x.partition("-")[0]))
+    }
 
 
-def _each(layer: Any, *indices: Any) -> list[Any]:
+def _each(layer: PyTree, *indices: PyTree) -> list[PyTree]:
     return [layer(index) for index in indices]
 
 
-def _masked_sequences(key: Any) -> tuple[Any, ...]:
+def _masked_sequences(key: PRNGKeyArray) -> Inputs:
     return (*_three_sequences(key), jnp.tri(5, dtype=bool), key)
 
 
-def _masked(layer: Any, query: Any, keys: Any, values: Any, mask: Any, key: Any) -> Any:
+def _masked(
+    layer: PyTree, query: PyTree, keys: Array, values: Array, mask: Array, key: PRNGKeyArray
+) -> PyTree:
     return layer(query, keys, values, mask, key=key)
 
 
-def _in_inference(layer: Any, query: Any, keys: Any, values: Any) -> Any:
+def _in_inference(layer: PyTree, query: PyTree, keys: Array, values: Array) -> PyTree:
     return layer(query, keys, values, inference=True)

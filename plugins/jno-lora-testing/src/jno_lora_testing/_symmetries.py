@@ -3,14 +3,18 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Collection, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import PRNGKeyArray
+from jaxtyping import PRNGKeyArray, PyTree
 
 from jno.lora.extending import imported_for
+
+# The positional inputs of one call of a layer, and a function that calls a layer with them.
+Inputs: TypeAlias = tuple[PyTree, ...]
+Call: TypeAlias = Callable[..., PyTree]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -31,7 +35,7 @@ class Symmetry:
     """
 
     draw: Callable[[PRNGKeyArray], Any]
-    on_inputs: Callable[..., tuple[Any, ...]]
+    on_inputs: Callable[..., Inputs]
     on_output: Callable[[Any, Any], Any]
     name: str
 
@@ -81,7 +85,9 @@ def cyclic_shift(
     def draw(key: PRNGKeyArray) -> tuple[int, ...]:
         return tuple(_random(key).integers(1, 8, np.size(axes)).tolist())
 
-    def shifted(shift: tuple[int, ...], tree: Any, step: int, axes: Any) -> Any:
+    def shifted(
+        shift: tuple[int, ...], tree: PyTree, step: int, axes: int | Sequence[int]
+    ) -> PyTree:
         return _on_leaves(lambda x: np.roll(x, [step * n for n in shift], axes), tree)
 
     on_inputs = functools.partial(shifted, step=steps[0], axes=axes)
@@ -113,7 +119,7 @@ def permutation(
     def draw(key: PRNGKeyArray) -> tuple[int, ...]:
         return tuple(_random(key).permutation(n).tolist())
 
-    def permuted(order: tuple[int, ...], tree: Any, axis: int) -> Any:
+    def permuted(order: tuple[int, ...], tree: PyTree, axis: int) -> PyTree:
         return _on_leaves(lambda x: np.take(x, order, axis), tree)
 
     on_inputs = functools.partial(permuted, axis=axis)
@@ -173,7 +179,7 @@ def rotation(
     return Symmetry(draw, _on_chosen(on_inputs, inputs), on_output, name)
 
 
-def _rotated(element: _Rotation, tree: Any, irreps: Any) -> Any:
+def _rotated(element: _Rotation, tree: PyTree, irreps: Any) -> PyTree:
     """`tree` with each array rotated by its irreps."""
     import e3nn_jax
 
@@ -184,14 +190,16 @@ def _rotated(element: _Rotation, tree: Any, irreps: Any) -> Any:
     if len(leaves) != len(every):
         raise ValueError(f"The rotation has irreps of {len(every)} arrays for {len(leaves)}.")
     moved = [
-        _on_leaves(functools.partial(_by_irreps, x_irreps, element, e3nn_jax.generators), leaf)
+        _on_leaves(functools.partial(_by_irreps, x_irreps, element), leaf)
         for leaf, x_irreps in zip(leaves, every, strict=True)
     ]
     return jax.tree.unflatten(structure, moved)
 
 
-def _by_irreps(irreps: Any, element: _Rotation, generators: Any, x: np.ndarray) -> np.ndarray:
+def _by_irreps(irreps: Any, element: _Rotation, x: np.ndarray) -> np.ndarray:
     """`x` with the blocks of its last axis multiplied by the matrices of its irreps."""
+    import e3nn_jax
+
     if x.ndim == 0 or x.shape[-1] != irreps.dim:
         raise ValueError(
             f"The irreps {irreps} have {irreps.dim} numbers, but the array has the shape {x.shape}."
@@ -201,7 +209,9 @@ def _by_irreps(irreps: Any, element: _Rotation, generators: Any, x: np.ndarray) 
     for multiplicity, irrep in irreps:
         block = x[..., start : start + multiplicity * irrep.dim]
         start += multiplicity * irrep.dim
-        D = _rotation_matrix(element.angle * element.about, np.asarray(generators(irrep.l)))
+        D = _rotation_matrix(
+            element.angle * element.about, np.asarray(e3nn_jax.generators(irrep.l))
+        )
         if element.inverts:
             D = irrep.p * D
         copies = block.reshape(*x.shape[:-1], multiplicity, irrep.dim)
@@ -222,10 +232,10 @@ def _random(key: PRNGKeyArray) -> np.random.Generator:
 
 def _on_chosen(
     move: Callable[[Any, list[Any]], list[Any]], inputs: Collection[int] | None
-) -> Callable[..., tuple[Any, ...]]:
+) -> Callable[..., Inputs]:
     """A function of an element and all inputs that moves the inputs at these positions."""
 
-    def on_inputs(element: Any, *arguments: Any) -> tuple[Any, ...]:
+    def on_inputs(element: Any, *arguments: Any) -> Inputs:
         chosen = sorted(range(len(arguments)) if inputs is None else {*inputs})
         moved = dict(zip(chosen, move(element, [arguments[i] for i in chosen]), strict=True))
         return tuple(moved.get(i, argument) for i, argument in enumerate(arguments))
@@ -233,6 +243,6 @@ def _on_chosen(
     return on_inputs
 
 
-def _on_leaves(action: Callable[[np.ndarray], np.ndarray], tree: Any) -> Any:
+def _on_leaves(action: Callable[[np.ndarray], np.ndarray], tree: PyTree) -> PyTree:
     """Apply `action` to the arrays of `tree` in NumPy, because JAX would compile each action."""
     return jax.tree.map(lambda x: jnp.asarray(action(np.asarray(x)), x.dtype), tree)
