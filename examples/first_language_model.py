@@ -1,6 +1,6 @@
 """A language model: adapters by target, a file of PEFT out and in, many users in one program.
 
-pip install "jno-lora[zoo,peft,bank]" optax
+pip install "jno-lora[zoo,peft,bank,proof]" optax
 python examples/first_language_model.py
 """
 
@@ -108,8 +108,8 @@ def main():
 
     net = Net(model).freeze().lora(rank=8, alpha=16, target="[qv]_proj")  # or "all-linear"
     net = finetune(net, texts_that_count(by=3))  # your loop: an Equinox partition, any optimiser
-    save_peft(net, folder)  # adapter_config.json, adapter_model.safetensors
-    ada = load_peft(model, folder)  # or "org/name", from the Hugging Face Hub
+    save_peft(net, folder, proof=tokens)  # adapter_config.json, adapter_model.safetensors
+    ada = load_peft(model, folder, prove=True)  # or "org/name"; raises if the adapters don't act
     users = {"ada": extract_adapters(ada), "bob": extract_adapters(bob.module)}
     bank = AdapterBank(model, users, slots=64)
     logits = bank.run(["ada", "bob", None], tokens)  # one program, a user for each text
