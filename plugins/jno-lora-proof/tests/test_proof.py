@@ -21,6 +21,7 @@ from jno.lora import (
     save_adapters,
     swap_adapters,
 )
+from jno_lora_bank import AdapterBank
 from jno_lora_combine import sum_adapters
 from jno_lora_conditional import Conditional, Powers, at
 from jno_lora_proof import Inputs, Proof, prove, read_inputs
@@ -116,6 +117,18 @@ def test_files_are_checked_as_they_are_loaded(saved):
     ):
         other.load_adapters(path, prove=True)
     assert other.active is None and not len(extract_adapters(other.module))
+
+
+def test_a_bank_proves_what_it_adds(saved):
+    net, path = saved("lora")
+    bank = AdapterBank(with_trained(base(), net), slots=2)
+    bank.add(path, "fine", prove=True)
+    ours = bank.run(["fine"] * len(TOKENS), TOKENS)
+    np.testing.assert_allclose(ours, jax.vmap(net.module)(TOKENS), rtol=1e-4, atol=1e-4)
+    other = AdapterBank(with_trained(base(1), net), slots=2)
+    with pytest.warns(match="another base"), pytest.raises(CheckpointError, match="fault"):
+        other.add(path, "wrong", prove=True)
+    assert "wrong" not in other.slots
 
 
 def test_without_a_call_updates_and_bases_are_compared(saved):

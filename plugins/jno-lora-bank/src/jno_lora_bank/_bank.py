@@ -14,7 +14,13 @@ import jax.numpy as jnp
 from jax.core import Tracer
 from jaxtyping import PyTree
 
-from jno.lora import AdapterSet, SelectionError, lora_trainable_filter, read_adapters
+from jno.lora import (
+    AdapterSet,
+    SelectionError,
+    load_adapters,
+    lora_trainable_filter,
+    read_adapters,
+)
 from jno.lora.extending import adapted_layers, bullets, expect_model
 
 from ._growth import axis_size, grown, room_for
@@ -89,22 +95,28 @@ class AdapterBank:
             self.add(adapters, name)
         self._fixed = fixed
 
-    def add(self, adapters: Source, name: str) -> int:
+    def add(self, adapters: Source, name: str, *, prove: bool = False) -> int:
         """Put adapters into the slot that has been empty longest.
 
         **Arguments:**
 
         - `adapters`: a set, or the path of a file that `save_adapters` wrote.
         - `name`: a new name.
+        - `prove`: whether to call the bank's model with the adapters of the file on the inputs of
+            the file's proof first, as `load_adapters` does.
 
         **Returns:** the slot.
 
         **Raises:** `SelectionError` for a name that is taken; if the adapters do not fit the model
         or a slot; or if they need more room than a `fixed` bank has. `CheckpointError` as in
-        `read_adapters`.
+        `read_adapters`; with `prove`, also if the adapters do not act.
         """
         if not isinstance(name, str):
             raise SelectionError(f"`name` must be a str, but is {name!r}.")
+        if prove:
+            if isinstance(adapters, AdapterSet):
+                raise SelectionError("`prove` needs the path of a file: a set has no proof.")
+            load_adapters(self._plain, adapters, prove=True)
         adapters, values = self._read(adapters)
         with self._lock:
             if name in self.slots:
