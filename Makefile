@@ -208,11 +208,7 @@ $(VENV)/.ready-coverage: $(VENV)/.ready
 
 # Everything that is derived from the sources: stubs, lists, pages, counts, the public interface.
 update: $(VENV)/.ready
-	$(BIN)/python plugins/jno-lora-zoo/tests/listings.py --write
-	cd plugins/jno-lora-peft/tests && $(CURDIR)/$(BIN)/python -m peft_cases.listing --write
-	$(BIN)/python docs/site_facts.py
-	$(BIN)/python -m docs.directory
-	$(BIN)/python tests/api/snapshot.py --write
+	$(BIN)/python -m docs.update
 
 lint: $(VENV)/.ready-lint
 	$(BIN)/ruff check .

@@ -6,7 +6,6 @@ python -m benchmarks.report [--results FOLDER] [--docs FOLDER]
 import argparse
 import json
 import pathlib
-import re
 import statistics
 from typing import Any
 
@@ -14,8 +13,6 @@ from ._plots import plot
 from ._tables import GROUPS, SIDES, number, table, verdicts
 from ._workers import ROOT
 
-# The sides over which a method's page gives the time of its step.
-MEASURED = ("floor", "full", "jno", "peft")
 # The sides over which the first table gives the time of a step.
 COMPARED = ("jno", "peft", "full", "floor")
 RESULTS = ROOT / "benchmarks" / "results"
@@ -111,31 +108,7 @@ def write_page(results: pathlib.Path, docs: pathlib.Path) -> pathlib.Path:
     page = docs / "benchmarks.md"
     page.parent.mkdir(parents=True, exist_ok=True)
     page.write_text("\n".join(sections).rstrip() + "\n")
-    if (results / "cpu.json").exists():
-        records = json.loads((results / "cpu.json").read_text())["cases"]
-        for method in (docs.parent / "methods").glob("*.md"):
-            method.write_text(with_measurements(method.read_text(), records))
     return page
-
-
-def with_measurements(text: str, records: list[dict[str, Any]]) -> str:
-    """A method's page, with the method's measurements between the `measured` comments."""
-
-    def measured(match: re.Match[str]) -> str:
-        start, adapter, end = match.groups()
-        names = re.compile(rf"mlp/{adapter}/.*|later/{adapter}")
-        of_method = (
-            r for r in records if r["group"] in ("linear", "later") and names.fullmatch(r["name"])
-        )
-        ratios = next((r["ratios"].get("step", {}) for r in of_method), {})
-        medians = [f"{number(ratios[o]['median'])} of {SIDES[o]}" for o in MEASURED if o in ratios]
-        link = "[benchmarks](../evidence/benchmarks.md)"
-        text = f"Not measured yet ({link})."
-        if medians:
-            text = f"A training step takes {', '.join(medians)} ({link}, `Linear(1024, 1024)`)."
-        return f"{start}{text}{end}"
-
-    return re.sub(r"(<!-- measured (\w+) -->).*?(<!-- /measured -->)", measured, text)
 
 
 def overview(results: dict[str, Any]) -> str:

@@ -1,6 +1,4 @@
-"""Write the directory of plugins from the metadata of distributions.
-
-    python -m docs.directory
+"""The directory of plugins, from the metadata of distributions.
 
 A plugin is a distribution with entry points in the group `jno.lora`. Its metadata also say what the
 row has: the summary, the tier as the keyword `jno-lora-complete`, the bounds, and the licence.
@@ -17,7 +15,6 @@ from hatchling.build import prepare_metadata_for_build_wheel
 from packaging.requirements import Requirement
 
 ROOT = pathlib.Path(__file__).parents[1]
-PAGE = ROOT / "docs/directory.md"
 PROJECTS = ("plugins/*/pyproject.toml", "examples/plugins/*/pyproject.toml")
 # Distributions of other authors, which are installed where this runs.
 LISTED: tuple[str, ...] = ()
@@ -59,15 +56,8 @@ def row(distribution: importlib.metadata.Distribution) -> tuple[str, ...]:
     )
 
 
-def page() -> str:
-    """The page, with the current table."""
+def table() -> str:
+    """The rows of the directory."""
     listed = map(row, map(importlib.metadata.distribution, LISTED))
     rows = [COLUMNS, ("---",) * len(COLUMNS), *sorted([*map(row_of, projects()), *listed])]
-    table = "".join(f"| {' | '.join(cells)} |\n" for cells in rows)
-    before, start, text = PAGE.read_text().partition("<!-- plugins -->\n")
-    _, end, after = text.partition("<!-- /plugins -->\n")
-    return f"{before}{start}{table}{end}{after}"
-
-
-if __name__ == "__main__":
-    PAGE.write_text(page())
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in rows)

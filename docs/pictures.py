@@ -4,8 +4,7 @@
     make pictures PAGES="getting-started inspecting"     # only for these pages
 
 The output of a code block goes to the comment `<!-- printed -->` after the block. A picture after
-the block gets the block's `figure`. The pages of the examples get the output of the scripts, and
-the pages of the methods get their rows of the demo's table.
+the block gets the block's `figure`. The pages of the examples get the output of the scripts.
 """
 
 import contextlib
@@ -63,13 +62,11 @@ def main(names: list[str]) -> None:
         "inspecting": lambda: run_page(DOCS / "inspecting.md"),
         "equivariant": lambda: run_page(DOCS / "equivariant.md"),
         "keeping": lambda: run_page(DOCS / "keeping.md"),
-        "methods": lambda: [run_page(page) for page in sorted((DOCS / "methods").glob("*.md"))],
         "digits": run_digits,
         "family": run_family,
         "all-methods": run_all_methods,
         "from-data": run_from_data,
         **{name: lambda name=name: run_script(name) for name in SCRIPTS},
-        "numbers": lambda: subprocess.run([sys.executable, DOCS / "site_facts.py"], check=True),
     }
     IMAGES.mkdir(exist_ok=True)
     for name in names or makers:
@@ -106,7 +103,7 @@ def run_script(name: str) -> None:
 
 
 def run_digits() -> None:
-    """Run the demo, for its page and the methods' pages."""
+    """Run the demo, for its page."""
     from jno_lora_demos.digits import run_demo
 
     with tempfile.TemporaryDirectory() as folder:
@@ -116,25 +113,6 @@ def run_digits() -> None:
     page = DOCS / "examples" / "digits.md"
     # Without the paths at the end.
     page.write_text(with_printed(page.read_text(), out.getvalue().partition("\nPlots:")[0]))
-
-    by_name = {row.name: row for row in demo.outcomes}
-    full = by_name["full fine-tuning"]
-    for method in (DOCS / "methods").glob("*.md"):
-        row = by_name.get(method.stem)
-        if row is None:  # the demo has the first methods only
-            continue
-        sentence = (
-            f"On the [digits of the demo](../examples/digits.md), {row.row.trainable:,} trained "
-            f"parameters ({row.share:.1%} of the model) take the target domain from "
-            f"{row.before.target:.1%} to {row.after.target:.1%} right; full fine-tuning, "
-            f"{full.row.trainable:,}, reaches {full.after.target:.1%}."
-        )
-        marked = rf"\g<1>{sentence}\g<2>"
-        text, number = re.subn(
-            r"(<!-- digits -->).*?(<!-- /digits -->)", marked, method.read_text()
-        )
-        assert number == 1, method
-        method.write_text(text)
 
 
 def run_family() -> None:
@@ -181,7 +159,7 @@ FROM_DATA = {
 
 
 def run_from_data() -> None:
-    """Train the methods that start from data on the digits of the demo, for their pages."""
+    """Train the methods that start from data on the digits, for the page on choosing."""
     from jno_lora_compare import Comparison
     from jno_lora_demos.digits import _run
 
@@ -215,20 +193,6 @@ def run_from_data() -> None:
         f"{table}"
     )
     page.write_text(with_marked(page, "from-data", shown))
-    for method in ("eva", "corda", "lora-ga", "lora-one"):
-        steps = [
-            f"`{name}` {', '.join(halved[name])}"
-            for name, (of, _) in FROM_DATA.items()
-            if of in ("lora", "pissa", method)
-        ]
-        text = (
-            "On the [digits of the demo](../examples/digits.md), at rank 8, the steps until the "
-            "loss is half of the original model's, at the learning rates "
-            f"{', '.join(map(str, rates))}: {'; '.join(steps)}. "
-            "[All beside each other](../choosing.md#methods-that-start-from-data)."
-        )
-        page = DOCS / "methods" / f"{method}.md"
-        page.write_text(with_marked(page, "from-data", text))
 
 
 def steps_to(loss: float, losses: Any) -> str:

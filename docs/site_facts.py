@@ -1,13 +1,12 @@
-"""Fill in facts about the project from the files that state them.
+"""Facts about the project, from the files that state them.
 
 `mkdocs.yml` names this file as a hook, which gives the site the version and the link to the
-repository. The table of numbers on the first page, the README's numbers and the list of the kit's
-checks are written by
-
-    python docs/site_facts.py
+repository. `docs/update.py` writes the rest: the numbers of the first page and of the README, the
+list of the kit's checks, and the counts in prose.
 """
 
 import collections
+import functools
 import inspect
 import json
 import pathlib
@@ -18,8 +17,6 @@ from collections.abc import Iterator
 from typing import Any
 
 ROOT = pathlib.Path(__file__).parents[1]
-NUMBERED = ("README.md", "docs/index.md")
-CHECKS_PAGE = "docs/checks.md"
 _LEVELS = ("required", "advice")
 
 
@@ -37,54 +34,35 @@ def on_config(config: Any) -> Any:
     return config
 
 
-def with_numbers(page: str) -> str:
-    """The text of a page of `NUMBERED`, with the current numbers: in the README, as sentences."""
-    rows = [*numbers()]
-    table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
-    return _with("numbers", f"{_sentences(table) if page == 'README.md' else table}\n", page)
+def table() -> str:
+    """The table of numbers."""
+    return "".join(f"| {' | '.join(row)} |\n" for row in numbers())
 
 
-def _sentences(table: str) -> str:
-    """The numbers of the table that help to decide."""
-    found = re.search(
-        r"step, linear layers \| \*\*([\d.]+)\*\*.*?\| \*\*([\d.]+)\*\*.*"
-        r"\*\*(\d+) methods x (\d+) kinds.*\| (\d+ of PEFT's \d+ types) load.*\[(\d+ of \d+)\]",
-        table,
-        re.DOTALL,
-    )
-    assert found is not None, f"the table of numbers has another form:\n{table}"
-    jno, peft, methods, kinds, types, models = found.groups()
+def sentences() -> str:
+    """The numbers that help to decide, as sentences."""
+    number = counts()
+    jno, peft = (ratio("linear", "step", over).split("*")[2] for over in ("jno", "peft"))
     return (
         f"On a CPU, a training step of linear layers takes {jno} times as long as jNO's, and "
-        f"{peft} times as long as PEFT's\n([every case](docs/evidence/benchmarks.md)). {methods} "
-        f"methods adapt {kinds} kinds of layer. {types} load, and [{models}](docs/models.md)\n"
-        "models of other projects pass every check."
+        f"{peft} times as long as PEFT's\n([every case](docs/evidence/benchmarks.md)). "
+        f"{number['methods']} methods adapt {number['kinds']} kinds of layer. {number['types']} of "
+        f"PEFT's {number['all_types']} types load, and\n[{number['passed']} of "
+        f"{number['models']}](docs/models.md) models of other projects pass every check.\n"
     )
 
 
-def with_checks() -> str:
-    """The text of the page of the kit's checks, with the current list."""
+def checks() -> str:
+    """The tiers of the kit's checks, and a section for each check."""
     from jno_lora_testing import TIERS
 
     rows = "\n".join(f"| *{tier}* | {', '.join(names)} |" for tier, names in TIERS.items())
     tiers = f"| tier | its checks |\n|---|---|\n{rows}\n"
-    sections = "\n".join(f"## {level.capitalize()}\n\n{checks(level)}" for level in _LEVELS)
-    return _with("checks", f"\n{tiers}\n{sections}\n", CHECKS_PAGE)
+    sections = "\n".join(f"## {level.capitalize()}\n\n{checks_of(level)}" for level in _LEVELS)
+    return f"\n{tiers}\n{sections}\n"
 
 
-def _with(name: str, content: str, page: str) -> str:
-    """The text of a page, with other content between its two comments of that name."""
-    text, count = re.subn(
-        rf"(?<=<!-- {name} -->\n).*?(?=<!-- /{name} -->)",
-        lambda _: content,
-        (ROOT / page).read_text(),
-        flags=re.DOTALL,
-    )
-    assert count == 1, f"{page} should have the comments `{name}` once"
-    return text
-
-
-def checks(level: str) -> str:
+def checks_of(level: str) -> str:
     """A section for each check of one level: its id, what it means, and what to do."""
     from jno_lora_testing import ADVICE, CHECKS
     from jno_lora_testing._conformance import REMEDIES
@@ -97,25 +75,53 @@ def checks(level: str) -> str:
     )
 
 
-def numbers() -> Iterator[tuple[str, str, str]]:
-    """The rows of the table: from benchmarks, the pages on models and PEFT, and the zoo."""
+def counts() -> dict[str, int]:
+    """How many methods, kinds of layer, types of PEFT that load, and models that pass there are."""
     from jno.lora.extending import default_registry
+    from jno_lora_peft.config import REASONS
+    from jno_lora_peft.types import TYPES
     from jno_lora_zoo import METHODS
 
-    cases = json.loads((ROOT / "benchmarks/results/cpu.json").read_text())["cases"]
+    # A class joins a method and a kind of layer, and a plugin for a kind has every method.
+    classes = [
+        wrapper.cls for record in default_registry().records() for wrapper in record.wrappers
+    ]
+    of_methods = collections.Counter(cls.__bases__[0] for cls in classes)
+    report, failures = (ROOT / "docs/models.md").read_text().split("\n## Failures\n")
+    assert failures.startswith("\nNone."), "docs/models.md should have no failures"
+    models = re.findall(r"^\| [\w-]+ \|(?: (\d+) \|| \*none\* \|){2}", report, re.M)
+    return {
+        "methods": len(METHODS),
+        "others": len(METHODS) - 1,
+        "kinds": min(of_methods[method] for method in METHODS),
+        "types": len(TYPES),
+        "all_types": len(TYPES) + len(REASONS),
+        "passed": sum(1 for auto in models if auto),
+        "models": len(models),
+    }
+
+
+@functools.cache
+def cases() -> dict[str, list[dict[str, Any]]]:
+    """The benchmarks on a CPU, by group."""
     chosen = collections.defaultdict(list)
-    for case in cases:
+    for case in json.loads((ROOT / "benchmarks/results/cpu.json").read_text())["cases"]:
         if case["name"] != "later/LoRA":  # a reference, which jNO has
             chosen[case["group"]].append(case)
+    return chosen
 
-    def ratio(group: str, measure: str, over: str) -> str:
-        """The median, the smallest and the largest ratio over the cases of a group."""
-        ratios = [case["ratios"].get(measure, {}).get(over) for case in chosen[group]]
-        medians = [record["median"] for record in ratios if record is not None]
-        if not medians:
-            return "not measured"
-        least, most = min(medians), max(medians)
-        return f"**{statistics.median(medians):.2f}** ({least:.2f} to {most:.2f})"
+
+def ratio(group: str, measure: str, over: str) -> str:
+    """The median, the smallest and the largest ratio over the cases of a group."""
+    ratios = [case["ratios"].get(measure, {}).get(over) for case in cases()[group]]
+    medians = [record["median"] for record in ratios if record is not None]
+    if not medians:
+        return "not measured"
+    return f"**{statistics.median(medians):.2f}** ({min(medians):.2f} to {max(medians):.2f})"
+
+
+def numbers() -> Iterator[tuple[str, str, str]]:
+    """The rows of the table: from benchmarks, the pages on models and PEFT, and the zoo."""
 
     def sides(group: str, measure: str) -> tuple[str, str]:
         return ratio(group, measure, "jno"), ratio(group, measure, "peft")
@@ -125,32 +131,11 @@ def numbers() -> Iterator[tuple[str, str, str]]:
     yield "time of a training step, linear layers", *sides("linear", "step")
     yield "time of a step, convolutions", *sides("conv", "step")
     lacking = ratio("later", "step", "peft")
-    later = sum("peft" in case["ratios"].get("step", {}) for case in chosen["later"])
+    later = sum("peft" in case["ratios"].get("step", {}) for case in cases()["later"])
     yield f"time of a step, {later} methods that jNO lacks", "does not have them", lacking
-
-    # A class joins a method and a kind of layer, and a plugin for a kind has every method.
-    classes = [
-        wrapper.cls for record in default_registry().records() for wrapper in record.wrappers
-    ]
-    of_methods = collections.Counter(cls.__bases__[0] for cls in classes)
-    kinds = min(of_methods[method] for method in METHODS)
-    table_of_types = (ROOT / "docs/peft-types.md").read_text()
-    types = re.findall(r"^\| `\w+` \| (yes|no) \|", table_of_types, re.M)
-    have = f"**{len(METHODS)} methods x {kinds} kinds of layer**"
-    theirs = len(chosen["linear"])
-    reads = f"{types.count('yes')} of PEFT's {len(types)} types load"
-    yield have, f"{theirs} methods measured beside jNO's", reads
-
-    report = (ROOT / "docs/models.md").read_text()
-    table, failures = report.partition("\n## Failures\n")[::2]
-    assert failures.startswith("\nNone."), "docs/models.md should have no failures"
-    rows = re.findall(r"^\| [\w-]+ \|(?: (\d+) \|| \*none\* \|){2}", table, re.M)
-    passed = sum(1 for auto in rows if auto)
-    where = f"[{passed} of {len(rows)}](models.md)"
+    number = counts()
+    have = f"**{number['methods']} methods x {number['kinds']} kinds of layer**"
+    reads = f"{number['types']} of PEFT's {number['all_types']} types load"
+    yield have, f"{len(cases()['linear'])} methods measured beside jNO's", reads
+    where = f"[{number['passed']} of {number['models']}](models.md)"
     yield f"**{where} models of other projects** pass every check", "", ""
-
-
-if __name__ == "__main__":
-    for page in NUMBERED:
-        (ROOT / page).write_text(with_numbers(page))
-    (ROOT / CHECKS_PAGE).write_text(with_checks())

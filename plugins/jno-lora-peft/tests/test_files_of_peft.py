@@ -6,7 +6,6 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from peft_cases import listing
 from peft_cases.files import CASES, read_files
 from peft_cases.twins import assert_close, inputs, layer_at, outputs, twin
 from safetensors.numpy import load_file
@@ -19,10 +18,6 @@ FILES = Path(__file__).with_name("peft_cases") / "files.tar.xz"
 # The variants of adapters that are written as LoRA.
 AS_LORA = {"pissa": "pissa", "olora": "olora", "osf": "milora", "tinylora": "tinylora"}
 AS_LORA |= dict.fromkeys(("lokr-small", "unilora", "pvera", "glora", "frod"), "lora")
-
-
-def test_the_page_lists_the_types_as_they_are():
-    assert listing.PAGE.read_text() == listing.page()
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,6 @@
 """The supported types of PEFT, by family.
 
-`python -m peft_cases.listing --write`, in the tests' folder, adds a new type to docs/peft-types.md.
+`python -m docs.update` adds a new type to docs/peft-types.md.
 """
 
 from . import lora, positions, products, rotations, routed, shared, vectors  # noqa: F401

@@ -26,8 +26,8 @@ class BOFT(Method):
     the antisymmetric part of a block acts. Surplus inputs of the last blocks are masked before the
     Cayley map. `alpha` is ignored.
 
-    `factors` is the number `m`: by default 2, or 1 if `r` is odd and cannot be halved, or if one
-    block contains all inputs. One factor is OFT of the inputs, with a scale.
+    - `factors`: the number `m`, by default 2, or 1 if `r` is odd and cannot be halved, or if one
+        block contains all inputs. One factor is OFT of the inputs, with a scale.
 
     Paper: Liu et al., "Parameter-Efficient Orthogonal Finetuning via Butterfly Factorization",
     arXiv:2311.06243. The authors' code (and PEFT) rotates by the transpose of each `R`, so its

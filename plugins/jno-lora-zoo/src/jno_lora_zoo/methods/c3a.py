@@ -26,9 +26,11 @@ class C3A(Additive):
     out, in)`. `alpha` is ignored: the paper has no scale. In an embedding, whose outputs sum over a
     single entry, `C` is not divided.
 
+    - `init`: `"zeros"` or `"xavier_uniform"`, for random kernels, which change the model at once.
+
     Paper: Chen et al., "Parameter-Efficient Fine-Tuning via Circular Convolution",
-    arXiv:2407.19342. PEFT starts from random kernels unless told otherwise, which change the model
-    at once: `init="xavier_uniform"`. Blocks need not divide the sizes of the matrix here.
+    arXiv:2407.19342. PEFT starts from random kernels unless told otherwise. Blocks need not divide
+    the sizes of the matrix here.
 
     **Raises:** `ValueError` unless `init` is `"zeros"` or `"xavier_uniform"`.
     """

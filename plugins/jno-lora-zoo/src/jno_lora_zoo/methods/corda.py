@@ -25,7 +25,8 @@ class CorDA(Split):
 
     - `mode`: `"instruction-previewed"`, the default, trains the `r` largest triplets (use data to
         learn); `"knowledge-preserved"` trains the `r` smallest (use data to preserve).
-    - `svd`: as in PiSSA for the largest triplets, as in MiLoRA for the smallest.
+    - `svd`: `"exact"`, `"auto"`, and for the largest triplets `"randomized"`, as PiSSA's, for the
+        smallest `"gram"`, as MiLoRA's.
 
     Paper: Yang et al., "CorDA: Context-Oriented Decomposition Adaptation of Large Language Models
     for Task-Aware Parameter-Efficient Fine-tuning", arXiv:2406.05223. The paper has no scale;

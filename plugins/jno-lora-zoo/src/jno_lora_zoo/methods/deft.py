@@ -22,11 +22,11 @@ class DEFT(Method):
     Law: `W' = (I - P relu(P)^T) W + P R`, `P ~ N(0, 0.02^2)`, `R = relu(P)^T W`. `r(in + out)`
     parameters train; `r = min(rank, out)`. `alpha` is ignored.
 
-    - `orthogonal=True`: `W' = (I - Q Q^T) W + Q R`, where `Q` has the orthonormalised columns of
-        `P`. The array of that name only records the option.
-    - `inject=False`: without `R`, which is the law of PaRa (Chen et al., arXiv:2406.05641), with
-        `r out` parameters. Because a subspace is missing from the start, the adapted model does not
-        start as the original.
+    - `orthogonal`: with `True`, `W' = (I - Q Q^T) W + Q R`, where `Q` has the orthonormalised
+        columns of `P`. The array of that name only records the option.
+    - `inject`: with `False`, without `R`. With `orthogonal`, this is the law of PaRa (Chen et al.,
+        arXiv:2406.05641), with `r out` parameters. Because a subspace is missing from the start,
+        the adapted model does not start as the original.
 
     Paper: Kumar et al., "DEFT: Decompositional Efficient Fine-Tuning for Text-to-Image Models",
     arXiv:2509.22793. The paper starts `R` at random; here, as in PEFT, the injection starts as the

@@ -20,11 +20,11 @@ class EVA(LowRank):
 
     Law: `W' = W + (alpha / r) B A`, `A = V_r^T` and `B = 0`. `V_r` are the `r` eigenvectors of the
     covariance of the inputs, `E[x x^T] - E[x] E[x]^T`, with the largest eigenvalues (the explained
-    variance). `r(in + out)` parameters train. The options `dropout` and `bias` are LoRA's.
+    variance). `r(in + out)` parameters train.
 
     - `whiten`: with `True`, each row of `A` is divided by the root of its eigenvalue, so that the
         entries of `A (x - E[x])` have the variance 1.
-    - `svd`: as PiSSA's, for the covariance.
+    - `svd`: `"exact"`, `"randomized"` or `"auto"`, as PiSSA's, for the covariance.
 
     Paper: Paischer et al., "Parameter Efficient Fine-tuning via Explained Variance Adaptation",
     arXiv:2410.07170. The paper takes singular vectors of the inputs; its code centres the inputs,

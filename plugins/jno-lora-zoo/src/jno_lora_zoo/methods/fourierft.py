@@ -41,6 +41,8 @@ class FourierFT(Transformed):
     `in out`, so `alpha` should be large, such as 100 to 300. `r = min(rank, in, out)` only sets how
     many coefficients there are, as many as LoRA has numbers.
 
+    - `n_frequency`: how many coefficients train.
+
     Paper: Gao et al., "Parameter-Efficient Fine-Tuning with Discrete Fourier Transform",
     arXiv:2405.03003. The paper shares one draw of positions among all layers, and can prefer
     frequencies; here each layer has its own draw, spread evenly. As in the paper, `Re` keeps the

@@ -23,8 +23,9 @@ class GraLoRA(Additive):
     parameters train. If `k` does not divide a size of `W`, the last blocks are cut. The rank is not
     clamped.
 
-    `k` is an option. By default it is the smallest divisor of the rank above 1: 2 for even ranks.
-    With a rank of 1, or if the weight is too small, `k` is 1, which is LoRA.
+    - `k`: the blocks in a row and in a column. By default it is the smallest divisor of the rank
+        above 1: 2 for even ranks. With a rank of 1, or if the weight is too small, it is 1, which
+        is LoRA.
 
     Paper: Jung et al., "GraLoRA: Granular Low-Rank Adaptation for Parameter-Efficient Fine-Tuning",
     arXiv:2505.20355. The paper's hybrid with a LoRA of all inputs is not supported.

@@ -25,9 +25,9 @@ class HRA(Method):
     rounded up; it may exceed the layer's sizes. A vector of zeros reflects nothing. `alpha` is
     ignored.
 
-    `gram_schmidt=True` makes the vectors orthonormal first, so that `W' = W (I - 2 U U^T)` (the
-    paper's regulariser at infinity). Because such a product is never the identity, the adapted
-    model does not start as the original. The array of that name only records the option.
+    - `gram_schmidt`: makes the vectors orthonormal first, so that `W' = W (I - 2 U U^T)` (the
+        paper's regulariser at infinity). Because such a product is never the identity, the adapted
+        model does not start as the original. The array of that name only records the option.
 
     Paper: Yuan et al., "Bridging The Gap between Low-rank and Orthogonal Adaptation via Householder
     Reflection Adaptation", arXiv:2405.17484. The paper's penalty on vectors that are not orthogonal

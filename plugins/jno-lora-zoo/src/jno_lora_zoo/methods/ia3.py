@@ -48,7 +48,7 @@ class IA3(Method):
 
 
 class IA3In(Method):
-    """IA³ on the inputs of a layer: one trained factor per input.
+    """IA³ on inputs: one trained factor per input of a layer.
 
     Law: `W' = W diag(scale)`, `scale = 1`, the bias untouched. `in` parameters train. `rank` and
     `alpha` are ignored. A layer whose weight is zero stays zero. In a convolution, an input is a
@@ -83,7 +83,7 @@ class IA3In(Method):
 
 
 class IA3Out(IA3):
-    """IA³ on the outputs of a layer, the bias among them: one trained factor per output.
+    """IA³ with the bias: one trained factor per output of a layer, which scales the bias too.
 
     Law: `W' = diag(scale) W` and `b' = scale b`, `scale = 1`. `out` parameters train. `rank` and
     `alpha` are ignored. A layer whose weight and bias are zero stays zero.

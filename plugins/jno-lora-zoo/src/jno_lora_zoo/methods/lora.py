@@ -107,8 +107,10 @@ class LoRA(LowRank):
     """LoRA: a low-rank update beside the frozen weight.
 
     Law: `W' = W + (alpha / r) B A`, `A ~ N(0, 1/in)`, `B = 0`. `r(in + out)` parameters train.
-    `r = min(rank, in, out)`. The option `dropout` drops inputs of `B A` in training, and
-    `bias="train"` trains an update of the bias.
+    `r = min(rank, in, out)`.
+
+    - `dropout`: the probability with which an input of `B A` is dropped in training.
+    - `bias`: `"train"` trains an update of the bias.
 
     Paper: Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", arXiv:2106.09685.
     """

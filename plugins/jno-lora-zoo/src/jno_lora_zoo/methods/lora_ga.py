@@ -23,7 +23,7 @@ class LoRAGA(Split):
     the vectors of `A` and `B` still span the gradient.
 
     - `gamma`: a positive number, 16 by default. A larger `gamma` makes both factors smaller.
-    - `svd`: as PiSSA's, for the gradient.
+    - `svd`: `"exact"`, `"randomized"` or `"auto"`, as PiSSA's, for the gradient.
 
     Paper: Wang, Yu and Li, "LoRA-GA: Low-Rank Adaptation with Gradient Approximation",
     arXiv:2407.05000. The paper's scale is rsLoRA's, `alpha / sqrt(r)`: for its start, multiply its

@@ -24,7 +24,7 @@ class LoRAOne(Split):
     - `step`: with `True`, `base` is `W`, as in the paper: the adapted layer starts one step of
         gradient descent, of the length `alpha / (r gamma S_1)`, away from the original layer.
     - `gamma`: a positive number, 128 by default. A larger `gamma` makes both factors smaller.
-    - `svd`: as PiSSA's, for the gradient.
+    - `svd`: `"exact"`, `"randomized"` or `"auto"`, as PiSSA's, for the gradient.
 
     Paper: Zhang, Liu and Chen, "LoRA-One: One-Step Full Gradient Could Suffice for Fine-Tuning
     Large Language Models, Provably and Efficiently", arXiv:2502.01235. By default the adapted model

@@ -17,10 +17,11 @@ class LoRAXS(Scaled, SingularCore):
     Law: `W' = W + (alpha / r) B R A`, `A = V_r^T` and `B = U_r S_r` from the `r` largest singular
     triplets of `W` and frozen, `R = 0`. `r^2` parameters train.
 
+    - `svd`: `"exact"`, `"randomized"` or `"auto"`, as PiSSA's.
+
     Paper: Bałazy et al., "LoRA-XS: Low-Rank Adaptation with Extremely Small Number of Parameters",
     arXiv:2405.17604. The paper starts `R` from a narrow normal distribution; here it starts at 0,
     so that the adapted model equals the original exactly. A layer whose weight is zero stays zero.
-    The option `svd` is PiSSA's.
     """
 
     adapter_fields = ("R",)

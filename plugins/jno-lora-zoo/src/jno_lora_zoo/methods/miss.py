@@ -21,11 +21,13 @@ class MiSS(Additive):
     Law: `W' = W + [D^T D^T ...]`, cut to `in` columns, with `D` `(r, out)` `= 0`. `r out`
     parameters train. `r = min(rank, in)`. `alpha` is ignored: the paper has no scale.
 
-    At most one option may be given:
+    At most one of `mini` and `bat` may be given.
 
-    - `mini=n`: `D` is `(r, n)`, repeated over the outputs as well. `r n` parameters train.
-    - `bat=True`: each `r` outputs have their own `D` `(r, r)`, and each `(r, r)` block `V` of `W`
-        in their rows becomes `V + V D + D`. `r out` parameters train. The layer makes the matrix.
+    - `mini`: with a number `n`, `D` is `(r, n)`, repeated over the outputs as well. `r n`
+        parameters train.
+    - `bat`: with `True`, each `r` outputs have their own `D` `(r, r)`, and each `(r, r)` block `V`
+        of `W` in their rows becomes `V + V D + D`. `r out` parameters train. The layer makes the
+        matrix.
 
     Paper: Kang and Yin, "MiSS: Revisiting the Trade-off in LoRA with an Efficient Shard-Sharing
     Structure", arXiv:2409.15371. Its first versions are called Bone, and have `bat`.

@@ -116,9 +116,8 @@ class PiSSA(SingularSplit):
     Paper: Meng et al., "PiSSA: Principal Singular Values and Singular Vectors Adaptation of Large
     Language Models", arXiv:2404.02948. The paper has no scale; `alpha = r` gives its `s = 1`.
 
-    `svd` is `"exact"`, `"randomized"` or `"auto"`, the default: a random subspace for matrices that
-    are large compared with the rank. The start is exact either way, because the base is the
-    residual.
+    - `svd`: `"exact"`, `"randomized"` or `"auto"`, a random subspace for matrices that are large
+        compared with the rank. The start is exact either way, because the base is the residual.
 
     **Raises:** `ValueError` if `alpha` is not positive.
     """
@@ -140,8 +139,9 @@ class MiLoRA(SingularSplit):
     Paper: Wang et al., "MiLoRA: Harnessing Minor Singular Components for Parameter-Efficient LLM
     Finetuning", arXiv:2406.09044.
 
-    `svd="gram"` finds the triplets by eigenvectors, in half the time and approximately (their
-    product is off by 1e-3 to 4e-2 of its norm in float32). The start is exact all the same.
+    - `svd`: `"exact"` or `"auto"`, which is the same, or `"gram"`, which finds the triplets by
+        eigenvectors in half the time and approximately (their product is off by 1e-3 to 4e-2 of its
+        norm in float32). The start is exact all the same.
 
     **Raises:** `ValueError` if `alpha` is not positive.
     """

@@ -21,10 +21,11 @@ class PSOFT(SingularCore):
     `r(r - 1) / 2 + 2 r` parameters train. `alpha` is ignored: the scale of the paper's code is
     divided out of its `B`.
 
-    - `scale_inputs=False`, `scale_outputs=False`: without the trained `a`, without `b`.
+    - `scale_inputs`: with `False`, without the trained `a`.
+    - `scale_outputs`: with `False`, without the trained `b`.
     - `terms`: with a whole number, `R` is the series `I - 2 Q + 2 Q^2 - ...` with that many terms,
         the last of them once. Its coefficients are kept as `series`.
-    - `svd`: as PiSSA's.
+    - `svd`: `"exact"`, `"randomized"` or `"auto"`, as PiSSA's.
 
     Paper: Wu et al., "Efficient Orthogonal Fine-Tuning with Principal Subspace Adaptation",
     arXiv:2505.11235. The authors' code (and PEFT) rotates by `R^T`: its vectors are the negatives

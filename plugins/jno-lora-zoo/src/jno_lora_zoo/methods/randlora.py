@@ -26,7 +26,7 @@ class RandLoRA(Scaled):
     the columns of `lambdas`, start at 0, and `Γ_j`, the rows of `gammas`, at `1 / max(n, min)`.
     `n (r + min)` parameters train: *fewer* at a higher rank. The rank is not clamped.
 
-    Option `bases=(A, B)`: given matrices, which are stored and saved, instead of random matrices.
+    - `bases`: given matrices `(A, B)`, which are stored and saved, instead of random matrices.
 
     Paper: Albert et al., "RandLoRA: Full-rank parameter-efficient fine-tuning of large models",
     arXiv:2502.00987. The paper shares one pair of matrices among all layers; here each layer has

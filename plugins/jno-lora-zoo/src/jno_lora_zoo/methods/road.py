@@ -20,14 +20,16 @@ class RoAd(Method):
 
     Law: `W' = blockdiag(R_1, R_2, ...) W` with `R = [[c_1, -s_1], [s_2, c_2]]`, and the same for
     the bias; `c = scale cos(theta)`, `s = scale sin(theta)`. `theta` starts at 0 and `scale` at 1.
-    `per_pair` is the number of angles and scales of a pair: 1, the default, for all four entries;
-    2, for its rows; 4, for its entries (the paper's variants). `2 ceil(out / 2)` parameters train,
-    times `per_pair`. `rank` and `alpha` are ignored.
+    `2 ceil(out / 2)` parameters train, times `per_pair`. `rank` and `alpha` are ignored.
 
-    An output is paired with the output half a group away. `group_size` is the size of a group, and
-    must be even and divide the outputs (PEFT's default is 64). By default, all outputs are one
-    group; if their number is odd, the last is scaled alone, by `scale cos(theta)`. Its `theta` has
-    zero gradient at the start, so only its `scale` trains.
+    An output is paired with the output half a group away. If the number of outputs is odd, the last
+    is scaled alone, by `scale cos(theta)`. Its `theta` has zero gradient at the start, so only its
+    `scale` trains.
+
+    - `per_pair`: the number of angles and scales of a pair: 1 for all four entries, 2 for its rows,
+        4 for its entries (the paper's variants).
+    - `group_size`: the size of a group, which must be even and divide the outputs (PEFT's default
+        is 64). By default, all outputs are one group.
 
     Paper: Liao and Monz, "3-in-1: 2D Rotary Adaptation for Efficient Finetuning, Efficient Batching
     and Composability", arXiv:2409.00119. The paper pairs neighbours.

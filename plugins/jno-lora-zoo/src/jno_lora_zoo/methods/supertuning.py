@@ -26,7 +26,7 @@ class SuperTuning(Scattered):
     `options={"sparsity": 0.99}`.
 
     - `sparsity`: the fraction of the entries that do not train, from 0 to less than 1.
-    - `count`, instead of `sparsity`: how many entries train.
+    - `count`: how many entries train, instead of `sparsity`.
     - `largest`: `False` for the smallest entries.
 
     **Raises:** `ValueError` unless between one entry and all entries train.

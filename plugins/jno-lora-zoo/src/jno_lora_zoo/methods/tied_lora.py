@@ -24,8 +24,10 @@ class TiedLoRA(BetweenVectors):
     of lower rank uses the first components.
 
     The paper also compares frozen factors and vectors. Freeze them by a mask:
-    `net.mask("lora_A").freeze()`. With the option `zero="b"`, `B ~ N(0, 1)` and `b = 0` instead,
-    so that a frozen `B` is not zero.
+    `net.mask("lora_A").freeze()`.
+
+    - `zero`: what starts at 0. With `"b"`, `B ~ N(0, 1)` and `b = 0`, so that a frozen `B` is not
+        zero.
 
     Paper: Renduchintala et al., "Tied-LoRA: Enhancing parameter efficiency of LoRA with Weight
     Tying", arXiv:2311.09578. `b` and `d` are the paper's `v` and `u`. Call

@@ -19,11 +19,14 @@ class TinyLoRA(SingularCore):
 
     Law: `W' = W + B (sum_i v_i P_i) A`, `A = V_r^T` and `B = U_r S_r` from the `r` largest singular
     triplets of `W`, `P_i ~ N(0, 1/r)` of `(r, r)`, all frozen and saved, `v = 0`. `u` parameters
-    train, 64 by default. `alpha` is ignored. `r = min(rank, in, out)`; the paper advises 2.
+    train. `alpha` is ignored. `r = min(rank, in, out)`; the paper advises 2.
+
+    - `u`: how many numbers train.
+    - `svd`: `"exact"`, `"randomized"` or `"auto"`, as PiSSA's.
 
     Paper: Morris et al., "Learning to Reason in 13 Parameters", arXiv:2602.04118. The paper can
     share one `v` among layers; here each layer has its own. PEFT gives `sqrt(S_r)` to each factor
-    instead of `S_r` to `B`. A layer whose weight is zero stays zero. The option `svd` is PiSSA's.
+    instead of `S_r` to `B`. A layer whose weight is zero stays zero.
 
     **Raises:** `ValueError` unless `u` is a whole number of 1 or more.
     """

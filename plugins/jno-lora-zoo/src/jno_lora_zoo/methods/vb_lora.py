@@ -26,8 +26,13 @@ class VBLoRA(Scaled):
     `vector_length`, the last piece cut short. A piece is `softmax(top_k(logits)) bank`: the mean of
     the vectors with the `top_k` largest logits. Each piece has its own logits, for all `vectors` of
     the bank. With `n` vectors of length `l`, `n r (ceil(in/l) + ceil(out/l))`
-    parameters train in a layer, and `n l` once for all layers. The rank is not clamped. A
-    `vector_length` that divides all sizes wastes nothing, and is what PEFT can read.
+    parameters train in a layer, and `n l` once for all layers. The rank is not clamped.
+
+    - `vectors`: how many vectors the bank has.
+    - `vector_length`: their length. One that divides all sizes wastes nothing, and is what PEFT can
+        read.
+    - `top_k`: how many vectors make a piece.
+    - `initial`: `"zero"`, or `"random"` for the paper's start.
 
     By default the start is exact: the bank holds vectors and their negatives, uniform within 0.02,
     and the logits of `B`, normal with deviation 0.1, are equal for both vectors of a pair, so that

@@ -16,13 +16,15 @@ from .vera import BetweenVectors
 
 
 class VeRAShared(BetweenVectors):
-    """VeRA with one pair of frozen random matrices that all layers share, stored and saved once.
+    """VeRA with shared matrices: one frozen random pair for all layers, stored and saved once.
 
     Law: `W' = W + alpha diag(b) B diag(d) A`. `A` and `B` are the first `(r, in)` and `(out, r)`
     entries of two matrices with the largest rank, `in` and `out` of all layers, which are uniform
     with mean 0 and variances `2/in` and `2/r` for these largest sizes. `b` starts at 0 and `d` at
-    the option `d_initial`, 0.1 by default; `out + r` parameters train. The rank is not clamped. All
-    layers with the same rank use the same random directions; `VeRA` draws them for each layer.
+    `d_initial`; `out + r` parameters train. The rank is not clamped. All layers with the same rank
+    use the same random directions; `VeRA` draws them for each layer.
+
+    - `d_initial`: the start of `d`.
 
     Embeddings share another `A`, of variance 2, because a lookup reads a single column. This `A` is
     `(r, num_embeddings)`: VeRA, which stores no matrix, suits large tables better.
