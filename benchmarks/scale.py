@@ -163,7 +163,7 @@ def measured(point: Point) -> dict[str, Any]:
         plan_lora,
         save_adapters,
     )
-    from jno.lora._registry import Registry
+    from jno.lora._registry.registry import Registry
 
     # JAX's tree functions recurse once per level, and Python limits the depth.
     sys.setrecursionlimit(max(sys.getrecursionlimit(), 20 * point.depth))

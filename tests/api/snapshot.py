@@ -64,9 +64,9 @@ def lines() -> list[str]:
 
 def promised(lines: list[str]) -> list[str]:
     """The lines that plugins may rely on, and the hooks."""
-    from jno.lora._registry import _hookspecs
+    from jno.lora._registry import hookspecs
 
-    hooks = [value for name, value in vars(_hookspecs).items() if name.startswith("jno_lora_")]
+    hooks = [value for name, value in vars(hookspecs).items() if name.startswith("jno_lora_")]
     signatures = [f"hook {hook.__name__}{_signature(hook)}" for hook in hooks]
     return [*signatures, *filter(PROMISED.match, lines)]
 

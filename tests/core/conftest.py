@@ -16,9 +16,9 @@ import rich.console
 import rich.table  # noqa: F401
 import safetensors.numpy  # noqa: F401
 
-import jno.lora._registry._registry as registry_module
+import jno.lora._registry.registry as registry_module
 from jno.lora import Registry
-from jno.lora._registry import first_party
+from jno.lora._registry.plugins import first_party
 
 from .toys import Block, Model
 

@@ -213,7 +213,7 @@ def test_inspect_shows_a_file_as_a_table_and_as_json_with_stable_keys(
     lines = run("inspect", saved, "--values").splitlines()
     (row,) = [line.split() for line in lines if " b " in line]
     assert row[-1] == "1"
-    monkeypatch.setattr("jno.lora._checkpoint._format.FORMAT_VERSION", 4)
+    monkeypatch.setattr("jno.lora._checkpoint.format.FORMAT_VERSION", 4)
     found = json.loads(run("inspect", saved, "--json"))
     assert list(found) == [
         *("file", "format_version", "versions", "adapters", "arrays", "numbers", "bytes"),

@@ -15,7 +15,7 @@ import scipy.linalg.cython_lapack  # noqa: F401  # what JAX calls
 import threadpoolctl
 
 from jno.lora import apply_lora, merge_lora, unwrap_lora
-from jno.lora._compute._lapack import decomposes, one_blas_thread
+from jno.lora._compute.lapack import decomposes, one_blas_thread
 from jno.lora.extending import equations_in, gauss_jordan, run
 
 from .toys import ToyConv, ToyLinear, shaken

@@ -21,7 +21,7 @@ from jno.lora import (
     apply_lora,
     merge_lora,
 )
-from jno.lora._contract import check_contract, contract_problems
+from jno.lora._contract.problems import check_contract, contract_problems
 
 from .files._tools import Assorted
 from .toys import Block, ToyBlock, ToyConv, ToyLinear, ToyScale, same, shaken

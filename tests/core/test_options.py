@@ -29,8 +29,7 @@ from jno.lora import (
     swap_adapters,
     unwrap_lora,
 )
-from jno.lora._contract import construct
-from jno.lora._contract._constructing import constructor_problem
+from jno.lora._contract.constructing import construct, constructor_problem
 
 from .asking import run
 from .good_adapter import float_of

@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from jno.lora import WrapperError, apply_lora
-from jno.lora._showing._progress import tracked
+from jno.lora._showing.progress import tracked
 
 from .toys import ToyLinear, ToyScale
 
@@ -23,7 +23,7 @@ def terminal():
 
 @pytest.fixture
 def impatient(monkeypatch):
-    monkeypatch.setattr("jno.lora._showing._progress._PATIENCE", 0.02)
+    monkeypatch.setattr("jno.lora._showing.progress._PATIENCE", 0.02)
 
 
 class Loader:
@@ -66,7 +66,7 @@ def test_long_work_shows_a_bar_in_a_terminal_and_takes_it_away(
 
 
 def test_the_end_of_long_work_is_logged(caplog, monkeypatch, impatient):
-    monkeypatch.setattr("jno.lora._showing._progress._BETWEEN_LINES", 0.02)
+    monkeypatch.setattr("jno.lora._showing.progress._BETWEEN_LINES", 0.02)
     with caplog.at_level(logging.INFO, "jno.lora"):
         for _ in tracked(range(10), "Counting"):
             time.sleep(0.01)

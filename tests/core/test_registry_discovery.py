@@ -9,7 +9,7 @@ import pytest
 
 import jno.lora
 from jno.lora import Net, PluginError, Registry, apply_lora, plan_lora, registered
-from jno.lora._registry._plugins import find_plugins
+from jno.lora._registry.plugins import find_plugins
 
 from .asking import at_once, names, one, statuses
 from .toys import MODEL_LINEARS, ToyLinear, ToyScale

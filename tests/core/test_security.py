@@ -57,7 +57,7 @@ CORE, ZOO, PEFT, CONVERT, JNO, COMBINE, COMPARE, TRAIN, TESTING, CONDITIONAL = (
 )
 ALLOWED = {
     # Files that a call names.
-    f"{CORE}/_checkpoint/_file.py": {
+    f"{CORE}/_checkpoint/file.py": {
         *("open()", "os.replace", ".unlink", ".chmod", ".safe_open", ".fromfile", ".read_bytes")
     },
     f"{COMBINE}/_figure.py": {".savefig"},
@@ -68,10 +68,10 @@ ALLOWED = {
     f"{TESTING}/_commands.py": {".mkdir", ".glob"},  # the folder of a badge, and a new plugin
     f"{TESTING}/_tiers.py": {".write_text"},  # a badge
     # The metadata of distributions, and plugins that are not blocked.
-    f"{CORE}/_registry/_plugins.py": {".entry_points", ".load()"},
+    f"{CORE}/_registry/plugins.py": {".entry_points", ".load()"},
     f"{CORE}/_commands/doctor.py": {".entry_points"},  # their groups, which `doctor` shows
     f"{TESTING}/_check.py": {".resolve_name"},  # MODULE:NAME of a command line
-    f"{CORE}/_compute/_lapack.py": {".import_module"},  # two names that stand there
+    f"{CORE}/_compute/lapack.py": {".import_module"},  # two names that stand there
     f"{JNO}/_replacement.py": {".import_module"},  # three modules of jNO, beside a loaded jNO
     f"{ZOO}/_bibtex.py": {".read_text"},  # papers.bib, beside it
     f"{PEFT}/files.py": {".mkdir", ".unlink", "os.replace"},

@@ -14,8 +14,8 @@ from hypothesis import given, strategies as st
 from rich.console import Console
 
 from jno.lora import Net, Plan, PlanRow, apply_lora, lora_report, merge_lora, plan_lora
-from jno.lora._showing._grouping import grouped
-from jno.lora._showing._tables import table
+from jno.lora._showing.grouping import grouped
+from jno.lora._showing.tables import table
 
 from .toys import ToyLinear, ToyScale, ToyStacked, UserEmbedding, shaken
 

@@ -115,7 +115,7 @@ def test_the_new_file_is_on_the_disk_before_it_takes_the_name(model, file, monke
 EVERY_LINE = """
     import os, signal, sys
     from pathlib import Path
-    import jno.lora._checkpoint._file as writing
+    import jno.lora._checkpoint.file as writing
 
     file, old, new = Path(sys.argv[1]), b"old" * 1_000, b"new" * 2_000
 

@@ -13,7 +13,7 @@ from tests.pairs import ALL, pairwise
 
 import jno_lora_zoo
 from jno.lora import WrapperError, apply_lora, merge_lora, unwrap_lora
-from jno.lora._sets._set import LayerForm, LooseAdapter, built_around
+from jno.lora._sets.set import LayerForm, LooseAdapter, built_around
 from jno_lora_zoo import sharded_over
 
 from .layouts import (

@@ -11,21 +11,15 @@ classes can be imported from here: `from jno.lora import DoRALinear`.
 """
 
 import sys as _sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from . import _registry
-from ._checkpoint import load_adapters, read_adapters, read_metadata, save_adapters
-from ._contract import (
-    About,
-    ConvLike,
-    LinearLike,
-    LoRAWrapper,
-    LowRankForm,
-    MatrixAdapter,
-    Shared,
-    Statistic,
-    Term,
-)
+from ._checkpoint.reading import load_adapters, read_adapters, read_metadata
+from ._checkpoint.writing import save_adapters
+from ._contract.matrix_adapter import LowRankForm, MatrixAdapter, Term
+from ._contract.protocols import ConvLike, LinearLike
+from ._contract.shared import Shared
+from ._contract.statistics import Statistic
+from ._contract.wrapper import About, LoRAWrapper
 from ._dispatch import apply_lora, plan_lora
 from ._errors import (
     CheckpointError,
@@ -38,21 +32,18 @@ from ._errors import (
     WrapperError,
 )
 from ._merge import disabled, merge_lora, unwrap_lora
-from ._net import Net
-from ._planning import Plan, PlanRow, Spec
-from ._registry import (
-    PluginRecord,
-    RegisteredWrapper,
-    Registry,
-    hookimpl,
-    refresh,
-    register,
-    registered,
-)
-from ._reports import LoraReport, ReportRow, citation, lora_report
-from ._sets import AdapterSet, LayerForm, LooseAdapter, extract_adapters, swap_adapters
+from ._net.net import Net
+from ._planning.plan import Plan, PlanRow
+from ._planning.specs import Spec
+from ._registry.hookspecs import hookimpl
+from ._registry.inside_jno import call_inside_jno
+from ._registry.plugins import PluginRecord, RegisteredWrapper
+from ._registry.registry import Registry, default_registry, refresh, register, registered
+from ._reports.citation import citation
+from ._reports.report import LoraReport, ReportRow, lora_report
+from ._sets.set import AdapterSet, LayerForm, LooseAdapter, extract_adapters, swap_adapters
 from ._shared_arrays import resolve
-from ._showing import Table
+from ._showing.tables import Table
 from ._trainability import lora_param_labels, lora_trainable_filter, partial_lora_trainable_filter
 from ._tree import LeftOut
 from ._version import __version__ as __version__
@@ -79,20 +70,20 @@ if TYPE_CHECKING:
     __all__ += _adapters.__all__
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> type[LoRAWrapper]:
     is_class = name.isalnum() and not name.islower() and not name.isupper()  # "DoRALinear"
-    adapters = _registry.default_registry().zoo_names() if is_class else ()
+    adapters = default_registry().zoo_names() if is_class else ()
     # Without the zoo, the error says what to install.
     if is_class and (name in adapters or not adapters):
-        return _registry.default_registry().zoo_class(name)
+        return default_registry().zoo_class(name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
     special = [name for name in globals() if name.startswith("__")]
-    return sorted({*__all__, *special, *_registry.default_registry().zoo_names()})
+    return sorted({*__all__, *special, *default_registry().zoo_names()})
 
 
 # Must stay last. `jno` has a file only if jNO imports this module.
 if getattr(_sys.modules.get("jno"), "__file__", None) is not None:
-    _registry.call_inside_jno()
+    call_inside_jno()

@@ -4,10 +4,10 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-_FORGET: list[Callable[[], Any]] = []
+_FORGET: list[Callable[[], object]] = []
 
 
-def on_forget(clear: Callable[[], Any]) -> None:
+def on_forget(clear: Callable[[], object]) -> None:
     """Let `forget` empty another cache, by calling `clear`."""
     _FORGET.append(clear)
 

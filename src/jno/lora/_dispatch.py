@@ -12,41 +12,25 @@ import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import PRNGKeyArray, PyTree
 
-from ._compute import is_finite
-from ._contract import (
-    LoRAWrapper,
-    check_key,
-    construct,
-    expect_model,
-    is_traced,
-    keys_for_stack,
-    option_names,
-    over_stack,
-    statistic_keys,
-    zero_statistics,
-)
+from ._compute.precision import is_finite
+from ._contract.calling import is_traced, keys_for_stack, over_stack
+from ._contract.checks import check_key, expect_model
+from ._contract.constructing import construct, option_names
+from ._contract.statistics import statistic_keys, zero_statistics
+from ._contract.wrapper import LoRAWrapper
 from ._errors import SelectionError, WrapperError, errors_as
 from ._paths import path_str, show_path, stable_hash
 from ._peft_words import explain_unknown, knows_words_of_jno, knows_words_of_peft
-from ._planning import (
-    MaskLike,
-    Plan,
-    PlanRow,
-    Spec,
-    SpecLike,
-    TargetLike,
-    WrapperLike,
-    advised,
-    make_plan,
-    parse_specs,
-    selector,
-    warn_of_omissions,
-)
-from ._registry import IN_PROCESS, Registry, default_registry, first_party, how_to_block
+from ._planning.candidates import MaskLike, TargetLike, selector
+from ._planning.plan import Plan, PlanRow, warn_of_omissions
+from ._planning.planner import advised, make_plan
+from ._planning.specs import Spec, SpecLike, WrapperLike, parse_specs
+from ._registry.plugins import IN_PROCESS, first_party, how_to_block
+from ._registry.registry import Registry, default_registry
 from ._run import run
 from ._sharding import place_like_base
 from ._shared_arrays import names_shared_in, with_shared_arrays
-from ._showing import tracked
+from ._showing.progress import tracked
 
 M = TypeVar("M")
 # The statistics of each layer, by path and name.
@@ -131,7 +115,13 @@ def plan_lora(
     return advised(plan, model, default_registry(registry))
 
 
-def plan_call(model: Any, specs: Any, call: Spec, mask: Any, registry: Registry | None) -> Plan:
+def plan_call(
+    model: PyTree,
+    specs: Iterable[SpecLike] | None,
+    call: Spec,
+    mask: MaskLike | None,
+    registry: Registry | None,
+) -> Plan:
     """The plan of a call, which only queries the adapters that the call names."""
     registry = default_registry(registry)
     rules = parse_specs(registry, model, specs, call)
@@ -170,7 +160,7 @@ def carry_out(
 
 
 def _build_all(
-    rows: list[PlanRow], layers: list[Any], key: PRNGKeyArray, statistics: Statistics
+    rows: list[PlanRow], layers: list[PyTree], key: PRNGKeyArray, statistics: Statistics
 ) -> list[LoRAWrapper]:
     show = not is_traced(key, layers[:1])
     # Calls of compiled programs are slow with typed keys, and there is one call for each layer.
@@ -184,7 +174,7 @@ def _build_all(
         ]
 
 
-def _statistics_for(row: PlanRow, layer: Any, statistics: Statistics) -> dict[str, Any] | None:
+def _statistics_for(row: PlanRow, layer: PyTree, statistics: Statistics) -> dict[str, Any] | None:
     """The statistics that `row.wrapper` needs. **Raises:** `SelectionError` if some are missing."""
     cls: Any = row.wrapper
     keys = statistic_keys(cls)
@@ -205,13 +195,17 @@ def _statistics_for(row: PlanRow, layer: Any, statistics: Statistics) -> dict[st
     return {name: collected[key] for name, key in keys.items()}
 
 
-def _build(row: PlanRow, layer: Any, key: tuple[Any, Any], statistics: Any) -> LoRAWrapper:
+def _build(row: PlanRow, layer: PyTree, key: tuple[Any, Any], statistics: PyTree) -> LoRAWrapper:
+    cls: Any = row.wrapper
     settings = (row.rank, row.alpha, row.alpha_is_default, dict(row.options))
     number = np.uint32(stable_hash(row.path))
-    with _failing_to_build(row):
+    hint = ""
+    if row.distribution not in {None, IN_PROCESS, *first_party()}:
+        hint = f"{cls.__name__} is from {row.distribution}.{how_to_block(row.distribution)}"
+    what = f"build the {cls.__name__} around the {row.layer} at {show_path(row.path)!r}"
+    with errors_as(what, hint=hint):
         try:
-            args = (row.wrapper, settings, layer, key, number, statistics)
-            adapter = run(_construct, *args, beside=layer)
+            adapter = run(_construct, cls, settings, layer, key, number, statistics, beside=layer)
         except FloatingPointError as err:  # a start that decomposes the weight (PiSSA)
             leaves = jtu.tree_leaves_with_path(layer)
             broken = [path_str(keys) for keys, leaf in leaves if not is_finite(leaf)]
@@ -222,28 +216,24 @@ def _build(row: PlanRow, layer: Any, key: tuple[Any, Any], statistics: Any) -> L
         return place_like_base(adapter, layer)
 
 
-def _failing_to_build(row: PlanRow) -> contextlib.AbstractContextManager[None]:
-    cls: Any = row.wrapper
-    hint = ""
-    if row.distribution not in {None, IN_PROCESS, *first_party()}:
-        hint = f"{cls.__name__} is from {row.distribution}.{how_to_block(row.distribution)}"
-    what = f"build the {cls.__name__} around the {row.layer} at {show_path(row.path)!r}"
-    return errors_as(what, hint=hint)
-
-
 def _construct(
-    cls: Any, settings: Any, layer: Any, key: Any, number: Any, statistics: Any
+    cls: type[LoRAWrapper],
+    settings: tuple[Any, ...],
+    layer: PyTree,
+    key: tuple[Any, Any],
+    number: Any,
+    statistics: PyTree,
 ) -> LoRAWrapper:
     """The adapter around `layer`, with a key that is folded from `key` and `number`.
 
     - `key`: its data and its implementation, which is `None` for a raw key.
     """
     data, impl = key
-    key = data if impl is None else jax.random.wrap_key_data(data, impl=impl)
+    whole = data if impl is None else jax.random.wrap_key_data(data, impl=impl)
     rank, alpha, alpha_is_default, options = settings
     ndim = cls.stack_ndim(layer)
 
-    def construct_slice(layer: Any, key: Any, statistics: Any) -> Any:
+    def construct_slice(layer: PyTree, key: PRNGKeyArray, statistics: PyTree) -> LoRAWrapper:
         extra = {"options": options, "statistics": statistics}
         adapter = construct(cls, layer, rank, alpha, key=key, **extra)
         if alpha is None or not alpha_is_default or adapter.rank in (None, rank):
@@ -251,5 +241,5 @@ def _construct(
         # The layer clamps the rank, and the default alpha follows.
         return construct(cls, layer, rank, cls.default_alpha(adapter.rank), key=key, **extra)
 
-    keys = keys_for_stack(jax.random.fold_in(key, number), layer, ndim)
+    keys = keys_for_stack(jax.random.fold_in(whole, number), layer, ndim)
     return over_stack(construct_slice, ndim)(layer, keys, statistics)

@@ -6,16 +6,12 @@ from typing import Any, TypeVar
 
 import equinox as eqx
 import jax
+from jaxtyping import PyTree
 
-from ._compute import in_dtypes_of, widened
-from ._contract import (
-    LoRAWrapper,
-    check_same_structure,
-    expect_model,
-    merged_layer,
-    refusal_of_template,
-    unwrapped_layer,
-)
+from ._compute.precision import in_dtypes_of, widened
+from ._contract.calling import refusal_of_template
+from ._contract.checks import check_same_structure, expect_model
+from ._contract.wrapper import LoRAWrapper, merged_layer, unwrapped_layer
 from ._errors import errors_as
 from ._paths import show_place
 from ._run import run
@@ -70,18 +66,18 @@ def disabled(model: M) -> M:
     """
     expect_model(model, "disabled")
 
-    def stop(leaf: Any) -> Any:
+    def stop(leaf: object) -> PyTree:
         return jax.lax.stop_gradient(leaf) if eqx.is_inexact_array(leaf) else leaf
 
     return jax.tree.map(stop, unwrap_lora(model))
 
 
-def _without_adapters(model: M, take_out: Callable[[LoRAWrapper], Any], verb: str) -> M:
+def _without_adapters(model: M, take_out: Callable[[LoRAWrapper], eqx.Module], verb: str) -> M:
     expect_model(model, f"{verb}_lora")
     advice = f"To {verb} it: eqx.filter_eval_shape({verb}_lora, model)"
     fill = filler(model)
 
-    def checked(path: str, adapter: LoRAWrapper) -> Any:
+    def checked(path: str, adapter: LoRAWrapper) -> eqx.Module:
         adapter = fill(adapter)
         where = show_place(type(adapter), path)
         with errors_as(f"{verb} {where}", hint=partial(refusal_of_template, adapter, advice)):

@@ -15,9 +15,10 @@ import jax
 import jax.tree_util as jtu
 import numpy as np
 from jax.core import Tracer
+from jaxtyping import PyTree
 
 from ._caches import on_forget
-from ._compute import decomposes, run_decomposition
+from ._compute.lapack import decomposes, run_decomposition
 from ._sharding import device_context, mesh_context, mesh_of, on_mesh, on_one_device
 
 _log = logging.getLogger("jno.lora")
@@ -25,7 +26,7 @@ _ARRAYS = (jax.Array, np.ndarray, np.generic)
 _AN_ARRAY = object()  # stands for an array among the leaves of a form
 
 
-def run(function: Callable[..., Any], *args: Any, beside: Any = None) -> Any:
+def run(function: Callable[..., Any], *args: Any, beside: PyTree = None) -> Any:
     """`function(*args)` by a compiled program, on the mesh or device of `beside`.
 
     Calls with the same static values, shapes and dtypes share a program, so a model of many layers
@@ -88,10 +89,10 @@ class _Form:
     """
 
     treedef: Any
-    leaves: tuple[Any, ...]
+    leaves: tuple[object, ...]
     text: str = ""
 
-    def tree_of(self, arrays: list[Any], given: tuple[Any, ...] = ()) -> Any:
+    def tree_of(self, arrays: list[Any], given: tuple[object, ...] = ()) -> Any:
         """The tree with these arrays, and the arguments that it contains."""
         remaining = iter(arrays)
         leaves = [

@@ -15,22 +15,12 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, PRNGKeyArray
+from jaxtyping import Array, PRNGKeyArray, PyTree
 
-from ._contract import (
-    Box,
-    LoRAWrapper,
-    Shared,
-    array_in,
-    authors_of,
-    expect_model,
-    is_adapter,
-    is_shared,
-    is_traced,
-    replaced,
-    shared_fields,
-    trainable_fields,
-)
+from ._contract.calling import is_traced
+from ._contract.checks import expect_model
+from ._contract.shared import Box, Shared, array_in, authors_of, is_shared, replaced, shared_fields
+from ._contract.wrapper import LoRAWrapper, is_adapter, trainable_fields
 from ._errors import SelectionError
 from ._paths import show_array, stable_hash
 from ._sharding import replicated_beside
@@ -68,7 +58,7 @@ def resolve(model: M, *, key: PRNGKeyArray | None = None) -> M:
     arrays = functools.cache(lambda: shared_arrays(model))
     trained = _trained_names(model)
 
-    def hand_over(_: Any, shared: Shared) -> Shared:
+    def hand_over(_: LoRAWrapper, shared: Shared) -> Shared:
         if shared.value is not None and shared.name not in trained:
             return shared
         return replaced(shared, value=None, held=Box(_array_of(shared, arrays)))
@@ -76,14 +66,14 @@ def resolve(model: M, *, key: PRNGKeyArray | None = None) -> M:
     return _on_shared(hand_over, model)
 
 
-def filler(model: Any) -> Callable[[LoRAWrapper], LoRAWrapper]:
+def filler(model: PyTree) -> Callable[[LoRAWrapper], LoRAWrapper]:
     """A function that puts shared arrays into one adapter of `model`, so that it can be merged.
 
     A stacked layer gets a copy with the axes of the stack.
     """
     arrays = functools.cache(lambda: shared_arrays(model))
 
-    def copy(adapter: Any, shared: Shared) -> Shared:
+    def copy(adapter: LoRAWrapper, shared: Shared) -> Shared:
         return replaced(shared, value=_copies(adapter, _array_of(shared, arrays)), held=None)
 
     return functools.partial(_on_shared, copy)
@@ -96,7 +86,7 @@ def with_shared_arrays(model: M, *, key: PRNGKeyArray) -> M:
     removed, or if adapters of different packages chose the same name.
     """
     arrays = shared_arrays(model)
-    first_users: dict[str, tuple[Any, Shared]] = {}
+    first_users: dict[str, tuple[LoRAWrapper, Shared]] = {}
     shapes: dict[str, tuple[int, ...]] = {}  # with room for every adapter's part
     for adapter, _, shared in _users(model):
         first, first_shared = first_users.setdefault(shared.name, (adapter, shared))
@@ -129,7 +119,7 @@ def put_shared(model: M, arrays: Mapping[str, Array]) -> M:
     trained = _trained_names(model)
     kept: set[str] = set()
 
-    def put(adapter: Any, shared: Shared) -> Shared:
+    def put(adapter: LoRAWrapper, shared: Shared) -> Shared:
         array = _array_of(shared, lambda: arrays)
         fits = array.ndim == len(shared.shape) and all(map(operator.ge, array.shape, shared.shape))
         if not fits or not jnp.issubdtype(array.dtype, jnp.inexact):
@@ -151,13 +141,15 @@ def without_shared(adapter: LoRAWrapper) -> LoRAWrapper:
     return _on_shared(lambda _, shared: replaced(shared, value=None, held=None), adapter)
 
 
-def with_shared_values(mask: Any, adapter: LoRAWrapper, values: Mapping[str, Any]) -> Any:
+def with_shared_values(
+    mask: PyTree, adapter: LoRAWrapper, values: Mapping[str, bool]
+) -> PyTree[bool]:
     """`mask`, an adapter's tree of bools, with a bool where `adapter` has a shared array.
 
     - `values`: bools by the names of arrays. Without an entry, the bool of `mask` stays.
     """
 
-    def bool_of(flag: Any, item: Any) -> Any:
+    def bool_of(flag: PyTree, item: PyTree) -> PyTree:
         if not is_shared(item):
             return flag
         trains = values.get(item.name, flag.value)
@@ -166,7 +158,7 @@ def with_shared_values(mask: Any, adapter: LoRAWrapper, values: Mapping[str, Any
     return jax.tree.map(bool_of, mask, adapter, is_leaf=is_shared)
 
 
-def shared_arrays(model: Any) -> dict[str, Any]:
+def shared_arrays(model: PyTree) -> dict[str, Any]:
     """The arrays that the adapters of `model` share, by name.
 
     **Raises:** `SelectionError` if two arrays have the same name. Copies of a frozen array, such as
@@ -195,12 +187,12 @@ def _are_copies(copies: Any, array: Any) -> bool:
     return not is_known or np.array_equal(copies, np.broadcast_to(array, copies.shape))
 
 
-def names_shared_in(model: Any) -> set[str]:
+def names_shared_in(model: PyTree) -> set[str]:
     """The names of the shared arrays that adapters of `model` use."""
     return {shared.name for _, _, shared in _users(model)}
 
 
-def names_to_resolve(model: Any) -> set[str]:
+def names_to_resolve(model: PyTree) -> set[str]:
     """The names of the shared arrays for which the loss must call `resolve`."""
     return {
         shared.name
@@ -209,7 +201,7 @@ def names_to_resolve(model: Any) -> set[str]:
     }
 
 
-def _users(model: Any) -> Iterator[tuple[Any, bool, Shared]]:
+def _users(model: PyTree) -> Iterator[tuple[LoRAWrapper, bool, Shared]]:
     """Each adapter of `model` with a `Shared`, and whether the adapter trains its array."""
     for node in jax.tree.leaves(model, is_leaf=is_adapter):
         if is_adapter(node):
@@ -217,21 +209,21 @@ def _users(model: Any) -> Iterator[tuple[Any, bool, Shared]]:
                 yield node, name in trainable_fields(type(node)), shared
 
 
-def _trained_names(model: Any) -> set[str]:
+def _trained_names(model: PyTree) -> set[str]:
     return {shared.name for _, trains, shared in _users(model) if trains}
 
 
-def _on_shared(function: Callable[[Any, Shared], Shared], tree: M) -> M:
+def _on_shared(function: Callable[[LoRAWrapper, Shared], Shared], tree: M) -> M:
     """`tree` with `function(adapter, shared)` in the place of each `Shared` of an adapter."""
 
-    def in_node(node: Any) -> Any:
+    def in_node(node: PyTree) -> PyTree:
         of_node = functools.partial(function, node)
         return jax.tree.map(lambda x: of_node(x) if is_shared(x) else x, node, is_leaf=is_shared)
 
     return jax.tree.map(in_node, tree, is_leaf=is_adapter) if names_shared_in(tree) else tree
 
 
-def _copies(adapter: Any, array: Any) -> Any:
+def _copies(adapter: LoRAWrapper, array: Any) -> Any:
     """`array` itself, or for an adapter of stacked layers a copy for each layer."""
     ndim = type(adapter).stack_ndim(adapter.base)
     leaves = jax.tree.leaves(eqx.filter(adapter.base, eqx.is_array)) if ndim else ()

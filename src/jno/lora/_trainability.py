@@ -11,10 +11,12 @@ from jax.core import Tracer
 from jaxtyping import PyTree
 
 from ._caches import remembered
-from ._contract import LoRAWrapper, expect_model, is_adapter, is_shared, trainable_fields
+from ._contract.checks import expect_model
+from ._contract.shared import is_shared
+from ._contract.wrapper import LoRAWrapper, is_adapter, trainable_fields
 from ._errors import SelectionError
 from ._paths import KeyPath
-from ._shared_arrays import names_shared_in, shared_arrays, with_shared_values
+from ._shared_arrays import shared_arrays, with_shared_values
 from ._tree import map_adapters
 
 
@@ -58,13 +60,13 @@ def lora_param_labels(params: PyTree) -> PyTree[str]:
     return jtu.tree_map(_labels, params, is_leaf=is_adapter)
 
 
-def _labels(node: Any) -> Any:
-    def label(path: KeyPath, inner: Any) -> Any:
+def _labels(node: object) -> PyTree[str]:
+    def label(path: KeyPath, inner: object) -> PyTree[str]:
         if is_adapter(inner):  # an adapter may be built of adapters
             return _labels(inner)
         return "other" if path[0].name == "base" else path[0].name
 
-    def is_leaf(inner: Any) -> bool:
+    def is_leaf(inner: object) -> bool:
         return is_adapter(inner) and inner is not node
 
     return jtu.tree_map_with_path(label, node, is_leaf=is_leaf) if is_adapter(node) else "other"
@@ -87,18 +89,14 @@ def carry_to_adapted(
 
     - `replaced`: the paths of layers that had another adapter before.
     """
-    trained: dict[str, Any] = {}  # whether each shared array trains
+    of_new_model = lora_trainable_filter(adapted)
+    shared = shared_arrays(trainable)  # whether each shared array trains
 
-    def carry(path: str, adapter: LoRAWrapper, before: Any) -> Any:
-        is_new = not is_adapter(before) or path in replaced
-        mask = lora_trainable_filter(adapter) if is_new else before
-        if not names_shared_in(adapter):
-            return mask
-        if not trained:
-            trained.update(shared_arrays(trainable))
-        return with_shared_values(mask, adapter, trained)
+    def carry(path: str, adapter: LoRAWrapper, new: PyTree, before: PyTree) -> PyTree:
+        mask = new if path in replaced or not is_adapter(before) else before
+        return with_shared_values(mask, adapter, shared) if shared else mask
 
-    return map_adapters(carry, adapted, trainable)
+    return map_adapters(carry, adapted, of_new_model, trainable)
 
 
 def carry_to_plain(trainable: PyTree[bool], adapted: PyTree, plain: PyTree) -> PyTree[bool]:
@@ -149,18 +147,18 @@ def _filter(treedef: Any, roles: int, kinds: tuple[Any, Any]) -> tuple[list[Any]
     return jtu.tree_flatten(jtu.tree_unflatten(treedef, flags), is_leaf=is_adapter)
 
 
-def _inside(adapter: LoRAWrapper) -> Any:
+def _inside(adapter: LoRAWrapper) -> PyTree[int]:
     """The role of each leaf of an adapter, in the structure of the adapter."""
     cls = type(adapter)
     roles = {**dict.fromkeys(trainable_fields(cls), _ADAPTER), "base": _BASE}
 
-    def mark(path: KeyPath, node: Any) -> Any:
+    def mark(path: KeyPath, node: PyTree) -> PyTree[int]:
         role = roles.get(path[0].name, 0)
         if is_leaf(path, node):
             return jax.tree.map(lambda inner: inner & role, _inside(node))
         return role
 
-    def is_leaf(path: KeyPath, node: Any) -> bool:
+    def is_leaf(path: KeyPath, node: PyTree) -> bool:
         # An adapter may be built of adapters.
         return is_adapter(node) and node is not adapter and path[0].name != "base"
 

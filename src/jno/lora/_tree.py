@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeAlias, TypeVar
 
 import equinox as eqx
 import jax
@@ -12,24 +12,26 @@ import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import PyTree
 
-from ._compute import count_reals
-from ._contract import LoRAWrapper, is_adapter, is_coded
+from ._compute.precision import count_reals
+from ._contract.coded import is_coded
+from ._contract.wrapper import LoRAWrapper, is_adapter
 from ._errors import PluginError, SelectionError
 from ._paths import KeyPath, path_str, show_path
-from ._showing import grouped
+from ._showing.grouping import grouped
 
 M = TypeVar("M")
 _NAMED = 6  # how many layers, or groups of alike layers, a line names
 
 # Norms read and rewrite the weight of the layer inside. They would bypass an adapter there, or
 # normalise it away. The texts are the status of such a layer in a plan.
-NORMALISED: dict[type, Any] = {
+NormStatus: TypeAlias = Literal["inside WeightNorm", "inside SpectralNorm"]
+NORMALISED: dict[type, NormStatus] = {
     eqx.nn.WeightNorm: "inside WeightNorm",
     eqx.nn.SpectralNorm: "inside SpectralNorm",
 }
 
 
-def safely_applies(cls: type[LoRAWrapper], layer: Any) -> bool:
+def safely_applies(cls: type[LoRAWrapper], layer: PyTree) -> bool:
     """Whether `cls` applies to `layer`. `False` if it raises."""
     try:
         return bool(cls.applies_to(layer))
@@ -37,7 +39,7 @@ def safely_applies(cls: type[LoRAWrapper], layer: Any) -> bool:
         return False
 
 
-def why_not(cls: type[LoRAWrapper], layer: Any) -> str | None:
+def why_not(cls: type[LoRAWrapper], layer: PyTree) -> str | None:
     """Why `cls` does not apply to `layer`; `None` without a reason, or if it raises."""
     try:
         return cls.why_not(layer)
@@ -46,7 +48,7 @@ def why_not(cls: type[LoRAWrapper], layer: Any) -> str | None:
 
 
 @functools.singledispatch
-def default_adapters(layer: Any) -> tuple[type[LoRAWrapper], ...]:
+def default_adapters(layer: PyTree) -> tuple[type[LoRAWrapper], ...]:
     """The adapters that calls with `wrapper=None` try on `layer`, after the defaults.
 
     An open function: `@default_adapters.register(MyLayer)` adds the adapters of a layer class. A
@@ -71,7 +73,7 @@ default_adapters.register = _register_default_adapters  # pyright: ignore[report
 
 
 @functools.singledispatch
-def callable_for(layer: Any, model: Any) -> Callable[..., Any] | None:
+def callable_for(layer: PyTree, model: PyTree) -> Callable[..., Any] | None:
     """The function that a `Net` calls instead of `model`, which contains `layer`.
 
     An open function, like `default_adapters`. `None` means the model itself.
@@ -79,14 +81,14 @@ def callable_for(layer: Any, model: Any) -> Callable[..., Any] | None:
     return None
 
 
-def callable_model(model: Any) -> Callable[..., Any]:
+def callable_model(model: PyTree) -> Callable[..., Any]:
     """The function that a `Net` calls: `model`, or the function registered for one of its layers.
 
     **Raises:** `SelectionError` if the model cannot be called.
     """
     default = callable_for.dispatch(object)
 
-    def is_registered(node: Any) -> bool:
+    def is_registered(node: object) -> bool:
         return callable_for.dispatch(type(node)) is not default
 
     layers = jax.tree.leaves(model, is_leaf=is_registered)
@@ -103,7 +105,7 @@ def modules_in(tree: PyTree) -> list[tuple[KeyPath, eqx.Module]]:
     """The modules of `tree` by their key paths, outer modules first. Adapters are not entered."""
     modules: list[tuple[KeyPath, eqx.Module]] = []
 
-    def visit(keys: KeyPath, node: Any) -> bool:
+    def visit(keys: KeyPath, node: PyTree) -> bool:
         # By its type: `isinstance` of a module is slow, and most nodes are arrays.
         if not issubclass(type(node), eqx.Module):
             return False
@@ -186,7 +188,7 @@ def is_parameter(leaf: Any) -> bool:
     return is_array and bool(jnp.issubdtype(leaf.dtype, jnp.inexact))
 
 
-def holds_adapters(tree: Any) -> bool:
+def holds_adapters(tree: PyTree) -> bool:
     """Whether any layer of `tree` is adapted."""
     return any(is_adapter(leaf) for leaf in jax.tree.leaves(tree, is_leaf=is_adapter))
 
@@ -205,7 +207,7 @@ def adapted_layers(model: PyTree, *trees: PyTree) -> Iterator[tuple[Any, ...]]:
             yield path_str(keys), node, *nodes_of_trees
 
 
-def map_adapters(function: Callable[..., Any], model: PyTree, *trees: PyTree) -> Any:
+def map_adapters(function: Callable[..., Any], model: PyTree, *trees: PyTree) -> PyTree:
     """Replace each adapted layer by `function(path, adapter, *nodes)`.
 
     An adapter inside of another adapter belongs to the outer adapter. A tree that `eqx.partition`
@@ -214,19 +216,19 @@ def map_adapters(function: Callable[..., Any], model: PyTree, *trees: PyTree) ->
     - `trees`: as for `adapted_layers`. Everywhere else, the result is the last tree.
     """
 
-    def replace(keys: KeyPath, *nodes: Any) -> Any:
+    def replace(keys: KeyPath, *nodes: PyTree) -> PyTree:
         return function(path_str(keys), *nodes) if is_adapter(nodes[0]) else nodes[-1]
 
     return jtu.tree_map_with_path(replace, model, *trees, is_leaf=is_adapter)
 
 
-def layers_at(model: PyTree, paths: Iterable[str]) -> dict[str, Any]:
+def layers_at(model: PyTree, paths: Iterable[str]) -> dict[str, eqx.Module]:
     """The modules of `model` at these paths, plain or adapted. Missing paths are left out.
 
     **Raises:** `SelectionError` if two modules share one of the paths.
     """
     wanted = frozenset(paths)
-    layers: dict[str, Any] = {}
+    layers: dict[str, eqx.Module] = {}
     is_place = functools.partial(_is_place, wanted)
     for keys, node in jtu.tree_leaves_with_path(model, is_leaf=is_place, is_leaf_takes_path=True):
         path = path_str(keys)
@@ -236,10 +238,10 @@ def layers_at(model: PyTree, paths: Iterable[str]) -> dict[str, Any]:
     return layers
 
 
-def replace_layers(model: M, nodes: Mapping[str, Any]) -> M:
+def replace_layers(model: M, nodes: Mapping[str, PyTree]) -> M:
     """`model` with the layers at these paths replaced by `nodes`."""
 
-    def replace(keys: KeyPath, node: Any) -> Any:
+    def replace(keys: KeyPath, node: object) -> PyTree:
         return nodes.get(path_str(keys), node) if isinstance(node, eqx.Module) else node
 
     is_place = functools.partial(_is_place, nodes)
@@ -285,5 +287,5 @@ def enclosing(paths: Iterable[str], outer_paths: Collection[str]) -> Iterator[tu
         yield from ((path, path[:k]) for k in lengths if path[:k] in outer_paths)
 
 
-def _is_place(paths: Container[str], keys: KeyPath, node: Any) -> bool:
+def _is_place(paths: Container[str], keys: KeyPath, node: object) -> bool:
     return isinstance(node, eqx.Module) and (is_adapter(node) or path_str(keys) in paths)

@@ -23,7 +23,7 @@ from jno.lora import (
     read_adapters,
     save_adapters,
 )
-from jno.lora._checkpoint import _base_values
+from jno.lora._checkpoint import base_values
 
 from ..toys import ToyLinear, same
 from ._tools import OWN, adapted, assembled, parts
@@ -232,7 +232,7 @@ def test_layers_without_values_or_of_another_form_are_left_out(model, getkey, fi
     assert known(file) == {"encoder/0": True, "encoder/1": True, "head": False}
     with_bias, without = (eqx.nn.Linear(3, 2, bias, key=getkey()) for bias in (True, False))
     for layer, other in ((with_bias, without), (without, with_bias)):
-        assert not _base_values.hashes({"0": layer}, {"0": LayerForm.of(other, 0)})
+        assert not base_values.hashes({"0": layer}, {"0": LayerForm.of(other, 0)})
 
 
 def test_a_sharded_layer_has_the_hash_of_the_whole(file, getkey):
@@ -247,15 +247,15 @@ def test_a_sharded_layer_has_the_hash_of_the_whole(file, getkey):
 
 
 def test_an_array_is_hashed_once(model, getkey, file, monkeypatch):
-    counted, compute = [], _base_values._computed_digest
+    counted, compute = [], base_values._computed_digest
     monkeypatch.setattr(
-        _base_values, "_computed_digest", lambda array: (counted.append(1), compute(array))[1]
+        base_values, "_computed_digest", lambda array: (counted.append(1), compute(array))[1]
     )
     trained = adapted(jax.tree.map(lambda a: a + 1 if eqx.is_array(a) else a, model), getkey)
     for _ in range(3):
         save_adapters(trained, file)
     assert len(counted) == 6
-    remembered = len(_base_values._digests)
+    remembered = len(base_values._digests)
     del trained
     gc.collect()
-    assert len(_base_values._digests) <= remembered - 6
+    assert len(base_values._digests) <= remembered - 6

@@ -20,7 +20,7 @@ from jno.lora import (
     read_adapters,
     save_adapters,
 )
-from jno.lora._checkpoint._file import DTYPES
+from jno.lora._checkpoint.file import DTYPES
 
 from ..toys import ToyLinear, ToyScale, ToyStacked, same
 from ._tools import OWN, Assorted, adapted

@@ -8,8 +8,9 @@ from typing import Any
 import click
 
 from .._errors import JnoLoraError
-from .._registry import BROKEN, PluginRecord, default_registry, first_party
-from .._showing import Table, print_table
+from .._registry.plugins import BROKEN, PluginRecord, first_party
+from .._registry.registry import default_registry
+from .._showing.tables import Table, print_table
 
 
 def records() -> tuple[PluginRecord, ...]:

@@ -15,20 +15,20 @@ from packaging.requirements import InvalidRequirement, Requirement
 from packaging.specifiers import SpecifierSet
 
 from .. import __path__ as _package_path
-from .._contract import statistic_keys
+from .._contract.problems import normalise_word
+from .._contract.statistics import statistic_keys
 from .._errors import PluginError
 from .._paths import nearest
-from .._registry import (
+from .._registry.hookspecs import ENTRY_POINT_GROUP
+from .._registry.plugins import (
     BROKEN,
-    ENTRY_POINT_GROUP,
     PluginRecord,
     RegisteredWrapper,
     blocked_names,
-    default_registry,
     first_party,
     normalise,
-    normalise_word,
 )
+from .._registry.registry import default_registry
 from .._version import __version__
 
 _LIBRARIES = ("jax", "jaxlib", "equinox", "pluggy", "importlib-metadata", "safetensors")

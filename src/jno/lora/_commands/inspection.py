@@ -6,17 +6,21 @@ import json
 import math
 import os
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
-from .._checkpoint import EXTENSION, FORMAT_VERSION, SHARED, Contents, FilePath, read, to_json
-from .._compute import count_non_finite
+from .._checkpoint.file import FilePath
+from .._checkpoint.format import EXTENSION, FORMAT_VERSION, SHARED, to_json
+from .._checkpoint.reading import Contents, read
+from .._compute.precision import count_non_finite
 from .._paths import show_path
-from .._showing import Table, table
+from .._showing.tables import Table, table
+
+Facts: TypeAlias = dict[str, Any]  # JSON
 
 _WIDTH, _LINES = 200, 20
 
 
-def inspect(file: FilePath, *, values: bool) -> dict[str, Any]:
+def inspect(file: FilePath, *, values: bool) -> Facts:
     """The file as JSON; the keys are stable. With `values`, count values that are not finite."""
     contents = read(file, values=values)
     _, configuration, tensors = contents
@@ -46,7 +50,7 @@ def inspect(file: FilePath, *, values: bool) -> dict[str, Any]:
     return facts
 
 
-def _arrays(key: str, contents: Contents, non_finite: Mapping[str, int]) -> dict[str, Any]:
+def _arrays(key: str, contents: Contents, non_finite: Mapping[str, int]) -> Facts:
     """The arrays of an adapter, or of `SHARED` or `EXTENSION`, and how large they are together."""
     tensors, names = contents.tensors, contents.configuration.tensors[key]
     arrays = {
@@ -57,7 +61,7 @@ def _arrays(key: str, contents: Contents, non_finite: Mapping[str, int]) -> dict
         }
         for name, tensor in names.items()
     }
-    facts: dict[str, Any] = {
+    facts: Facts = {
         "arrays": arrays,
         "numbers": sum(math.prod(array["shape"]) for array in arrays.values()),
         "bytes": sum(array["bytes"] for array in arrays.values()),
@@ -67,7 +71,7 @@ def _arrays(key: str, contents: Contents, non_finite: Mapping[str, int]) -> dict
     return facts
 
 
-def as_table(facts: dict[str, Any]) -> Table:
+def as_table(facts: Facts) -> Table:
     columns = [(name, "left") for name in ("path", "layer", "adapter", "distribution", "version")]
     columns += [(name, "right") for name in ("rank", "alpha", "arrays", "numbers", "bytes")]
     columns.append(("base values", "left"))
@@ -105,7 +109,7 @@ def as_table(facts: dict[str, Any]) -> Table:
     return table(f"{len(facts['adapters'])} {kind}", columns, rows, "\n".join(lines))
 
 
-def _shown(what: str, values: dict[str, Any]) -> Iterator[str]:
+def _shown(what: str, values: Facts) -> Iterator[str]:
     """A line of JSON for each of the first values, cut to a width: `--json` has all."""
     for name, value in itertools.islice(values.items(), _LINES):
         line = f"{what}: {name} = {json.dumps(value, ensure_ascii=False)}"
@@ -114,14 +118,14 @@ def _shown(what: str, values: dict[str, Any]) -> Iterator[str]:
         yield f"{what}: {len(values) - _LINES} more values, which `--json` shows"
 
 
-def _class_in(adapter: dict[str, Any]) -> str:
+def _class_in(adapter: Facts) -> str:
     """The name of an adapter's class, with its members."""
     members = adapter.get("members", {}).items()
     shown = " + ".join(f"{name}: {_class_in(member)}" for name, member in members)
     return f"{adapter['wrapper']}({shown})" if shown else adapter["wrapper"]
 
 
-def _values(adapter: dict[str, Any], key: str) -> str:
+def _values(adapter: Facts, key: str) -> str:
     """The values of an adapter and its members, each once."""
     members = adapter.get("members", {}).values()
     shown = [_shown_value(adapter[key]), *(_values(member, key) for member in members)]

@@ -5,8 +5,8 @@ from typing import Any
 
 import importlib_metadata
 
-from .._registry import PluginRecord, first_party
-from .._showing import Table, table
+from .._registry.plugins import PluginRecord, first_party
+from .._showing.tables import Table, table
 
 
 def plugins(records: tuple[PluginRecord, ...]) -> list[dict[str, Any]]:

@@ -1,3 +1,1 @@
 """`Net`, the handle on a model and its named adapters."""
-
-from ._net import Net
