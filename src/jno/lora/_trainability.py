@@ -1,5 +1,6 @@
 """Boolean pytrees that mark which arrays train, built by path and field, never by identity."""
 
+import functools
 from collections.abc import Container
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import PyTree
 
-from ._caches import remembered
+from ._caches import on_forget
 from ._contract.checks import expect_model
 from ._contract.shared import is_shared
 from ._contract.wrapper import LoRAWrapper, is_adapter, trainable_fields
@@ -124,7 +125,7 @@ def _select(model: PyTree, roles: int) -> PyTree[bool]:
 
 
 # Cached, because callers request the filters of one model repeatedly.
-@remembered(32)
+@functools.lru_cache(32)
 def _filter(treedef: Any, roles: int, kinds: tuple[Any, Any]) -> tuple[list[Any], Any]:
     """Whether each leaf of a model is an inexact array with one of these roles.
 
@@ -145,6 +146,9 @@ def _filter(treedef: Any, roles: int, kinds: tuple[Any, Any]) -> tuple[list[Any]
         for role, cls, dtype in zip(jtu.tree_leaves(marked), *kinds, strict=True)
     ]
     return jtu.tree_flatten(jtu.tree_unflatten(treedef, flags), is_leaf=is_adapter)
+
+
+on_forget(_filter.cache_clear)
 
 
 def _inside(adapter: LoRAWrapper) -> PyTree[int]:

@@ -1,5 +1,6 @@
 """Call an adapter's constructor, with `rank` and `alpha` only if it takes them."""
 
+import functools
 import inspect
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -8,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 from jaxtyping import PRNGKeyArray, PyTree
 
-from .._caches import remembered
+from .._caches import on_forget
 from .._errors import WrapperError
 from .shared import is_shared, shared_fields
 
@@ -20,7 +21,7 @@ class _Parameters(NamedTuple):
     options: list[str] | None  # the other keywords; `None` if it takes any
 
 
-@remembered(4096)
+@functools.lru_cache(4096)
 def _parameters(cls: type) -> _Parameters:
     parameters = list(inspect.signature(cls.__init__).parameters.values())[2:]
     keywords = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
@@ -28,6 +29,9 @@ def _parameters(cls: type) -> _Parameters:
     options = [name for name in keywords if name not in ("key", "statistics", *scale)]
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters)
     return _Parameters(scale, None if takes_any else options)
+
+
+on_forget(_parameters.cache_clear)
 
 
 def construct(

@@ -1,12 +1,13 @@
 """Mistakes in an adapter class, found before anything is built with it."""
 
 import dataclasses
+import functools
 import re
 from collections import ChainMap
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from .._caches import remembered
+from .._caches import on_forget
 from .._errors import WrapperError
 from .._paths import bullets
 from .constructing import constructor_problem, takes
@@ -34,7 +35,7 @@ def contract_problems(cls: object) -> tuple[str, ...]:
     return _class_problems(cls)
 
 
-@remembered(4096)
+@functools.lru_cache(4096)
 def _class_problems(cls: type[LoRAWrapper]) -> tuple[str, ...]:
     missing = sorted(cls.__abstractmethods__ | cls.__abstractvars__ | cls.__abstractclassvars__)
     if missing:
@@ -46,6 +47,9 @@ def _class_problems(cls: type[LoRAWrapper]) -> tuple[str, ...]:
         *_attribute_mistakes(cls),
         *_needs_mistakes(cls),
     )
+
+
+on_forget(_class_problems.cache_clear)
 
 
 def _field_mistakes(cls: type[LoRAWrapper], fields: Mapping[str, Any]) -> Iterator[str]:

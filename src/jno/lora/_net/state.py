@@ -3,7 +3,7 @@
 import dataclasses
 import operator
 from collections.abc import Collection, Container, Mapping
-from typing import Any, TypeVar
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -30,8 +30,6 @@ from .._trainability import (
     partial_lora_trainable_filter,
 )
 from .._tree import adapted_layers, holds_adapters, map_adapters
-
-T = TypeVar("T")
 
 _NEVER = object()  # `partition` was not called
 
@@ -181,11 +179,12 @@ class NetState:
 
         - `replaced`: the paths of layers that had another adapter before.
         """
+        kept = {path: x for path, x in self.origins.items() if path not in replaced}
         return dataclasses.replace(
             self,
             module=module,
             trainable=carry_to_adapted(self.trainable, module, replaced),
-            origins=_without(self.origins, replaced) | dict(origins),
+            origins=kept | dict(origins),
             handout=dataclasses.replace(self.handout, adapters=object()),
         )
 
@@ -305,10 +304,6 @@ class NetState:
             origins={},
             handout=dataclasses.replace(self.handout, adapters=None),
         )
-
-
-def _without(by_key: Mapping[str, T], keys: Container[str]) -> dict[str, T]:
-    return {key: value for key, value in by_key.items() if key not in keys}
 
 
 def _by_path(tree: PyTree) -> dict[str, Any]:
