@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from jno.lora import Shared, resolve
-from jno.lora._contract import zero_statistics
+from jno.lora._contract.statistics import zero_statistics
 from jno_lora_peft.config import REASONS
 from jno_lora_peft.types import TYPES
 from jno_lora_zoo import FAMILIES, METHODS, LinearLayer, Update
