@@ -224,7 +224,7 @@ $(VENV)/.ready-lint: $(VENV)/.ready
 # Fails on a dead link, an unknown name, or a script that is not there.
 # The bars of the notebook show their end only: a page cannot move them.
 docs: $(VENV)/.ready-docs
-	NO_MKDOCS_2_WARNING=1 TQDM_MININTERVAL=600 $(BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 TQDM_MININTERVAL=600 $(BIN)/mkdocs build --strict -f .ci/mkdocs.yml
 
 $(VENV)/.ready-docs: $(VENV)/.ready
 	$(BIN)/python -m pip install --quiet --group docs -e .

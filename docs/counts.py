@@ -13,7 +13,7 @@ from typing import Any
 DOCS = Path(__file__).parent
 REFERENCE = {
     *("api.md", "checks.md", "models.md", "directory.md", "design.md", "errors.md"),
-    *("what-changed.md", "releasing.md"),
+    *("what-changed.md", "releasing.md", "changelog.md"),
 }
 WORDS, PAGES, WORDS_OF_A_PAGE = 60_000, 45, 2_000
 

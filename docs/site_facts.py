@@ -1,6 +1,6 @@
 """Facts about the project, from the files that state them.
 
-`mkdocs.yml` names this file as a hook, which gives the site the version and the link to the
+`.ci/mkdocs.yml` names this file as a hook, which gives the site the version and the link to the
 repository. `docs/update.py` writes the rest: the numbers of the first page and of the README, the
 list of the kit's checks, and the counts in prose.
 """

@@ -38,7 +38,7 @@ PHRASES = (
     "{types} of PEFT's {all_types} types",
 )
 PROSE = ("*.md", "docs/*.md", "docs/examples/*.md", "pyproject.toml", "plugins/*/pyproject.toml")
-HISTORY = ("CHANGELOG.md", "what-changed.md")
+HISTORY = ("changelog.md", "what-changed.md")
 
 
 def part(page: str, name: str, content: Callable[[], str]) -> Texts:
@@ -59,7 +59,7 @@ def stubs() -> Texts:
 
 def navigation() -> Texts:
     """The pages of the methods in the navigation of the site."""
-    path = ROOT / "mkdocs.yml"
+    path = ROOT / ".ci/mkdocs.yml"
     pages = tables.pages()
     return {path: re.sub(r"^( +- methods/.*\n)+", pages, path.read_text(), flags=re.MULTILINE)}
 

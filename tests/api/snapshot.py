@@ -2,7 +2,7 @@
 
 `python -m docs.update` takes it down. `plugin_api_1.txt` is the part that plugins of
 `jno_lora_api = 1` may rely on. The command only adds lines to it: a line goes, by hand, one release
-after CHANGELOG.md has its name under "Deprecated".
+after docs/changelog.md has its name under "Deprecated".
 
 Names, kinds, parameters and defaults; not annotations, whose form depends on the interpreter.
 """
@@ -20,7 +20,7 @@ from jno_lora_zoo import METHODS, LoRA
 
 HERE = pathlib.Path(__file__).parent
 FILE = HERE / "public_api.txt"
-CHANGELOG = HERE.parents[1] / "CHANGELOG.md"
+CHANGELOG = HERE.parents[1] / "docs" / "changelog.md"
 PLUGIN_FILE = HERE / "plugin_api_1.txt"
 # What plugins may rely on, as docs/contract.md says: names, and all names of some modules.
 PROMISED = re.compile(

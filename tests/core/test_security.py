@@ -150,7 +150,7 @@ def test_calls_are_noticed_and_harmless_code_is_not():
 
 
 def test_the_tests_that_the_security_policy_names_are_there():
-    named = set(re.findall(r"`(test_\w+)`", (ROOT / "SECURITY.md").read_text()))
+    named = set(re.findall(r"`(test_\w+)`", (ROOT / ".github/SECURITY.md").read_text()))
     folders = (ROOT / "tests", *ROOT.glob("plugins/*/tests"))
     files = [file for folder in folders for file in folder.rglob("test_*.py")]
     there = {
