@@ -22,22 +22,27 @@ BENCH_JAX := $(if $(filter gpu,$(DEVICE)),jax[cuda12],jax)>=0.10.1,<0.11
 BENCH_PLUGINS := $(foreach plugin,combine conditional foundax train zoo,plugins/jno-lora-$(plugin))
 BENCH_SIDES := $(foreach side,ours jno peft,.bench/$(side)/.ready-$(DEVICE))
 
-.PHONY: demo test test-all test-costs test-models test-frameworks test-peft test-stacks test-jno test-matrix coverage mutation update bench bench-levanter bench-physicsnemo lint typecheck docs dist pictures clean
+.PHONY: demo test test-more test-all test-costs test-models test-frameworks test-peft test-stacks test-jno test-matrix coverage mutation update bench bench-levanter bench-physicsnemo lint typecheck docs dist pictures clean
 
 demo: $(VENV)/.ready
 	$(BIN)/jno-lora demo
 
-# The tests of the core run where the core is alone: in an environment of tests/packaging.
+# The behaviour of the core and of each plugin.
+BEHAVIOUR := tests/core tests/properties tests/sharding
 test: $(VENV)/.ready
-	$(BIN)/pytest $(SHARED) --ignore tests/core
+	$(BIN)/pytest $(SHARED) $(BEHAVIOUR) plugins
+
+# What else CI runs: pages, packaging, examples, studies; tests/packaging runs tests/core with the core alone.
+test-more: $(VENV)/.ready
+	$(BIN)/pytest $(SHARED) tests $(BEHAVIOUR:%=--ignore %)
 
 # Every method on every kind of layer (tests/pairs.py): before a release, and each week.
 test-all: export JNO_LORA_TEST_ALL = 1
-test-all: test
+test-all: test test-more
 
 # The tests, and which files compile the most programs: the time of the suite is compilation.
 test-costs: export JNO_LORA_TEST_COSTS = 1
-test-costs: test
+test-costs: test test-more
 
 # Models of other projects. Some of their packages need Python 3.12; of three only the data are used.
 test-models: .venv-models/.ready
