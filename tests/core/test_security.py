@@ -45,12 +45,12 @@ LISTED = {
     ".load()",  # of an entry point: `json.load` and its like take what they load
 }
 
-CORE, ZOO, PEFT, CONVERT, JNO, COMBINE, COMPARE, TRAIN, TESTING, CONDITIONAL = (
+CORE, ZOO, PEFT, PROOF, CONVERT, JNO, COMBINE, COMPARE, TRAIN, TESTING, CONDITIONAL = (
     "src/jno/lora",
     *(
         f"plugins/jno-lora-{name}/src/jno_lora_{name}"
         for name in (
-            *("zoo", "peft", "convert", "jno", "combine", "compare", "train", "testing"),
+            *("zoo", "peft", "proof", "convert", "jno", "combine", "compare", "train", "testing"),
             "conditional",
         )
     ),
@@ -75,6 +75,10 @@ ALLOWED = {
     f"{JNO}/_replacement.py": {".import_module"},  # three modules of jNO, beside a loaded jNO
     f"{ZOO}/_bibtex.py": {".read_text"},  # papers.bib, beside it
     f"{PEFT}/files.py": {".mkdir", ".unlink", "os.replace"},
+    f"{PEFT}/__init__.py": {".import_module"},  # its own modules, when they are used
+    # The folder that a call names; `eval` is Torch's mode of a model.
+    f"{PEFT}/proof.py": {".eval", ".safe_open", ".save_file"},
+    f"{PROOF}/_record.py": {".safe_open", ".read_bytes", ".write_bytes"},
     f"{PEFT}/hub.py": {"huggingface_hub"},  # repositories that a call names
     # The source, the base and the result that a call names.
     f"{CONVERT}/_states.py": {".glob"},
