@@ -92,18 +92,19 @@ def _write_peft(out: Path, updates: list[Update], dropout: float) -> None:
     if len(flags) > 1:
         raise PeftFormatError("PEFT has one fan_in_fan_out for all linear layers.")
     ranks = {update.module.name: update.rank for update in updates}
-    config = {
-        "peft_type": "LORA",
-        "inference_mode": True,
-        "fan_in_fan_out": True in flags,
-        "bias": "none",
-        "target_modules": sorted(ranks),
-        "lora_dropout": dropout,
-        **with_pattern(LORA.rank, ranks),
-        **with_pattern(LORA.alpha, _alphas(updates)),
-    }
+    settings = lora_settings(ranks, _alphas(updates), is_transposed=True in flags)
+    settings |= {"bias": "none", "target_modules": sorted(ranks), "lora_dropout": dropout}
     tensors = _torch_tensors(updates)
-    write(out, config, {f"{PREFIX}{name}": tensor for name, tensor in tensors.items()})
+    write(out, settings, {f"{PREFIX}{name}": tensor for name, tensor in tensors.items()})
+
+
+def lora_settings(
+    ranks: Mapping[str, int], alphas: Mapping[str, float], *, is_transposed: bool
+) -> dict[str, object]:
+    """PEFT's settings of plain LoRA with these numbers of modules."""
+    numbers = with_pattern(LORA.rank, ranks) | with_pattern(LORA.alpha, alphas)
+    settings = {"peft_type": "LORA", "inference_mode": True, "fan_in_fan_out": is_transposed}
+    return {**settings, **numbers}
 
 
 def _write_safetensors(out: Path, updates: list[Update]) -> None:

@@ -18,9 +18,9 @@ from jno_lora_combine import UpdateReport, UpdateRow, extract_lora
 from jno_lora_peft.files import Directory, write
 from jno_lora_peft.layouts import layout_of
 from jno_lora_peft.names import EMBEDDING, HEAD, PREFIX, compiled, is_embedding
-from jno_lora_peft.saving import targets, with_pattern
-from jno_lora_peft.types.lora import LORA
+from jno_lora_peft.saving import targets
 
+from ._adapter_files import lora_settings
 from ._arrays import Array, flat
 from ._states import open_state
 
@@ -117,10 +117,7 @@ def extract_peft(
         **_kept(new, left if leftovers == "keep" else [], ranks, tensors),
         **_tied("lm_head.weight" in old, tied, ranks, tensors),
     }
-    settings |= {"peft_type": "LORA", "inference_mode": True, "use_rslora": False}
-    settings["fan_in_fan_out"] = bool(linear & flipped)
-    for setting in (LORA.rank, LORA.alpha):  # the scale is 1
-        settings |= with_pattern(setting, ranks)
+    settings |= lora_settings(ranks, ranks, is_transposed=bool(linear & flipped))  # the scale is 1
     report = UpdateReport(tuple(rows), tuple(left)).warn_of_loss()
     write(directory, settings, tensors)
     return report

@@ -23,6 +23,7 @@ from .layouts import TRANSPOSED, Shape, is_transposed
 from .names import show_index
 
 M = TypeVar("M")
+Array = jax.Array | np.ndarray
 
 # A layer's path, and its index in a stack, which is `()` for a single layer.
 Place = tuple[str, Shape]
@@ -45,10 +46,10 @@ class NewArrays:
     """
 
     def __init__(self, model: PyTree, problems: Problems):
-        self._layers: Mapping[str, Any] = modules_by_path(model)
+        self._layers = modules_by_path(model)
         self._problems = problems
-        self._new: dict[str, Any] = {}
-        self._old: dict[str, Any] = {}
+        self._new: dict[str, jax.Array] = {}
+        self._old: dict[str, Array] = {}
 
     def put_into(self, model: M, *, everywhere: bool = False) -> M:
         """`model` with these arrays; with `everywhere`, also at other paths of a replaced array."""
@@ -115,7 +116,7 @@ class NewArrays:
         wide = np.asarray(old[index], np.promote_types(old.dtype, np.float32))
         self._put(place, "bias", wide + shift.reshape(wide.shape).astype(wide.dtype), source)
 
-    def _put(self, place: Place, name: str, values: Any, source: Source | None = None) -> None:
+    def _put(self, place: Place, name: str, values: Array, source: Source | None = None) -> None:
         path, index = place
         key, current = self._present(path, name)
         old = vars(self._layers[path])[name]
@@ -127,14 +128,14 @@ class NewArrays:
         identity = id(new)
         _by_id[identity] = weakref.ref(new, lambda _: _by_id.pop(identity, None)), source
 
-    def _present(self, path: str, name: str) -> tuple[str, Any]:
+    def _present(self, path: str, name: str) -> tuple[str, Array | None]:
         """The path of a layer's array, and the array. A property cannot be replaced."""
         key = f"{path}/{name}" if path else name
         value = vars(self._layers[path]).get(name)
         return key, self._new.get(key, value if isinstance(value, jax.Array | np.ndarray) else None)
 
 
-def _differ(key: str, old: Any, new: np.ndarray, which: str = "") -> str:
+def _differ(key: str, old: Array, new: np.ndarray, which: str = "") -> str:
     return f"{key}: the model has {show_array(old)}{which}, the file has {show_array(new)}"
 
 
@@ -147,7 +148,7 @@ def _fits(name: str, new: Shape, old: Shape, index: Shape) -> bool:
     return new == shape or (name == "bias" and shape == (*new, *(1 for _ in shape[1:])))
 
 
-def _kind(array: Any) -> type:
+def _kind(array: Array) -> type:
     """The kind of the numbers. A cast within a kind only rounds."""
     kinds = (jnp.floating, jnp.complexfloating, jnp.integer)
     return next((kind for kind in kinds if jnp.issubdtype(array.dtype, kind)), np.generic)

@@ -5,6 +5,7 @@ adapted arrays depends on the Torch code, so pairs are matched by their shapes w
 and written in the caller's order. Here an array is a stack whose last axis runs over the experts.
 """
 
+import collections
 import dataclasses
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import NamedTuple
@@ -167,7 +168,7 @@ class ExpertArrays:
         for x in self._patterns:
             if not any(map(x.search, paths)):
                 raise SelectionError(f"target_parameters={x.pattern!r} matches no path of adapters")
-        self._by_module: dict[str, dict[int, tuple[str, Written]]] = {}
+        self._arrays: dict[tuple[str, int], tuple[str, Written]] = {}
 
     def order(self, path: str) -> int | None:
         """The index of the first expression that matches a path."""
@@ -180,26 +181,26 @@ class ExpertArrays:
             raise MisfitError(
                 f"PEFT adapts arrays of modules, and {name!r} is outside of all: use `rename`"
             )
-        arrays = self._by_module.setdefault(module, {})
-        if order in arrays:
+        if (module, order) in self._arrays:
+            other, _ = self._arrays[module, order]
             raise MisfitError(
-                f"{arrays[order][0]!r} and {array!r} of one module match the same expression. Give "
-                "each an expression, in the order in which Torch's module defines the arrays"
+                f"{other!r} and {array!r} of one module match the same expression. Give each an "
+                "expression, in the order in which Torch's module defines the arrays"
             )
-        arrays[order] = array, written
+        self._arrays[module, order] = array, written
 
     @property
     def names(self) -> list[str]:
-        arrays = self._by_module.items()
-        return [f"{module}.{name}" for module, by in arrays for name, _ in by.values()]
+        return [f"{module}.{array}" for (module, _), (array, _) in self._arrays.items()]
 
-    def tensors(self) -> dict[str, dict[str, np.ndarray]]:
+    def tensors(self) -> dict[str, Pair]:
         """The tensors, by PEFT's names of the modules. The first array is wrapped first."""
-        return {
-            module + _INNER * (len(arrays) - 1 - n): dict(arrays[order][1].tensors)
-            for module, arrays in self._by_module.items()
-            for n, order in enumerate(sorted(arrays))
-        }
+        tensors, depths = dict[str, Pair](), collections.Counter[str]()
+        for module, order in sorted(self._arrays, reverse=True):
+            _, written = self._arrays[module, order]
+            tensors[module + _INNER * depths[module]] = written.tensors
+            depths[module] += 1
+        return tensors
 
 
 def join_experts(layers: Sequence[Written], path: str) -> list[Written]:

@@ -45,7 +45,9 @@ def read(directory: Directory) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     return config, tensors
 
 
-def write(directory: Directory, config: Mapping[str, Any], tensors: Mapping[str, Any]) -> None:
+def write(
+    directory: Directory, config: Mapping[str, object], tensors: Mapping[str, np.ndarray]
+) -> None:
     """Write both files into `directory`, which is created if it does not exist.
 
     If writing fails or is killed, either the old files are complete, or the configuration is

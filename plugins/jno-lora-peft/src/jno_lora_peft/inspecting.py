@@ -58,35 +58,34 @@ def inspect_peft(
         "modules": [_module(name, parts) for name in parts.modules],
         "shared": _described(parts.shared),
         "arrays": len(tensors),
-        "numbers": sum(tensor.size for tensor in tensors.values()),
-        "bytes": sum(tensor.nbytes for tensor in tensors.values()),
+        **_sizes(tensors),
     }
     if values:
         facts["non_finite"] = not_finite(tensors)
     return facts
 
 
-def _is_set(value: Any) -> bool:
+def _is_set(value: object) -> bool:
     """Whether a setting is on, because PEFT also writes settings that are off."""
     return value is not None and value is not False and value not in ("", [], {})
 
 
-def _module(name: str, parts: Tensors) -> dict[str, Any]:
+def _module(name: str, parts: Tensors) -> dict[str, object]:
     arrays = {
         **parts.adapters.get(name, {}),
         **parts.plain.get(name, {}),
         **{f"base_layer.{key}": array for key, array in parts.base.get(name, {}).items()},
         **{f"rows of {key}": array for key, array in parts.rows.get(name, {}).items()},
     }
-    return {
-        "module": name,
-        "arrays": _described(arrays),
-        "numbers": sum(array.size for array in arrays.values()),
-        "bytes": sum(array.nbytes for array in arrays.values()),
-    }
+    return {"module": name, "arrays": _described(arrays), **_sizes(arrays)}
 
 
-def _described(arrays: Mapping[str, np.ndarray]) -> dict[str, dict[str, Any]]:
+def _sizes(arrays: Mapping[str, np.ndarray]) -> dict[str, int]:
+    values = arrays.values()
+    return {"numbers": sum(x.size for x in values), "bytes": sum(x.nbytes for x in values)}
+
+
+def _described(arrays: Mapping[str, np.ndarray]) -> dict[str, dict[str, object]]:
     return {
         name: {"shape": list(array.shape), "dtype": str(array.dtype), "bytes": array.nbytes}
         for name, array in arrays.items()

@@ -5,7 +5,7 @@ import functools
 import os
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import equinox as eqx
 import jax
@@ -223,7 +223,7 @@ def _with_adapters(
 ) -> tuple[M, AdapterSet]:
     """`model` with the biases that PEFT's adapters change, and the adapters of a file."""
     config, problems = placement.config, placement.problems
-    layers: Mapping[str, Any] = modules_by_path(model)
+    layers = modules_by_path(model)
     biases, norms = NewArrays(model, problems), norms_around(model, layers)
     by_path: dict[str, dict[Shape, Converted]] = {}
     shared = functools.cache(lambda: floating(placement.tensors.shared))
@@ -250,7 +250,7 @@ def _with_adapters(
     return biases.put_into(model), adapters
 
 
-def checked_layout(layer: Any, path: str, norms: Mapping[str, str]) -> Layout:
+def checked_layout(layer: eqx.Module, path: str, norms: Mapping[str, str]) -> Layout:
     """The layer's layout. **Raises:** `MisfitError` if the layer cannot be adapted."""
     name = type(layer).__name__
     if isinstance(layer, LoRAWrapper):
@@ -266,7 +266,7 @@ def checked_layout(layer: Any, path: str, norms: Mapping[str, str]) -> Layout:
 
 def build_adapters(
     by_path: Mapping[str, Mapping[Shape, Converted]],
-    layers: Mapping[str, Any],
+    layers: Mapping[str, eqx.Module],
     registry: Registry,
     problems: Problems,
 ) -> AdapterSet:
@@ -293,7 +293,7 @@ def build_adapters(
     return AdapterSet(adapters, shared)
 
 
-def _adapter_class(registry: Registry, variant: str, layer: Any) -> type[LoRAWrapper]:
+def _adapter_class(registry: Registry, variant: str, layer: eqx.Module) -> type[LoRAWrapper]:
     """The class that fits. **Raises:** `MisfitError`; `PluginError` if a plugin is missing."""
     reasons: list[str] = []
     for cls in _classes(registry, variant):

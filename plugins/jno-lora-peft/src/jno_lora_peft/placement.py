@@ -8,7 +8,6 @@ import contextlib
 import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 import equinox as eqx
 import jax
@@ -40,7 +39,7 @@ class Paths:
     """The paths of a model's modules, without the insides of adapters, and a search for paths."""
 
     def __init__(self, model: PyTree):
-        self.modules: Mapping[str, Any] = modules_by_path(model)
+        self.modules = modules_by_path(model)
         self._by_name = {path.replace("/", "."): path for path in self.modules}
 
     def find(self, dotted: str) -> Place | None:
@@ -120,7 +119,7 @@ class Placement:
                 lines.append(f"{show_path(name)}: target_modules names it, {_NO_TENSORS}")
         return lines + [_INCOMPLETE] * bool(lines)
 
-    def _is_adapted(self, name: str, layer: Any) -> bool:
+    def _is_adapted(self, name: str, layer: eqx.Module) -> bool:
         """Whether PEFT would surely adapt a layer with this name."""
         targets, layout = self.config.settings.get("target_modules"), layout_of(layer)
         if targets in (None, "all-linear") or layout is None or isinstance(layer, LoRAWrapper):

@@ -42,7 +42,7 @@ def save_peft(
 ) -> None:
     """Write the adapters of `model` as one PEFT adapter, for `PeftModel.from_pretrained`.
 
-    A method that PEFT also has is written as PEFT's type. Any other method is written as LoRA with
+    A method that PEFT also has is written as PEFT's type. Other methods are written as LoRA with
     the same update if the update is a product of two low-rank factors (with twice the rank for
     methods such as PiSSA, which change the weight at the start). So is a mix of LoRA and rsLoRA.
     The page "PEFT's types" lists them. The adapted layers are not written, because PEFT puts
@@ -87,7 +87,7 @@ def save_peft(
     are then complete, or lack the configuration, so that nothing loads. `SelectionError` for a bad
     `rename`, `modules_to_save`, `target_parameters` or model.
     """
-    settings: dict[str, Any] = {
+    settings: dict[str, object] = {
         "base_model_name_or_path": base_model_name_or_path and os.fspath(base_model_name_or_path),
         "task_type": task_type,
     }
@@ -231,7 +231,7 @@ def _dropout_of(modules: Modules, *, has_experts: bool) -> float:
     return dropout
 
 
-def with_pattern(setting: Setting | None, numbers: Mapping[str, float]) -> dict[str, Any]:
+def with_pattern(setting: Setting | None, numbers: Mapping[str, float]) -> dict[str, object]:
     """A setting with a number, and a pattern for the modules with a different number."""
     if setting is None:
         return {}

@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
+from jax.tree_util import KeyPath
+from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, PyTree
 
 from jno.lora import SelectionError, unwrap_lora
@@ -83,7 +85,7 @@ class Table(eqx.Module):
         rows = jax.vmap(layer)(ids.reshape(-1))
         return rows.reshape(*ids.shape, self.table.shape[1]).astype(self.dtype)
 
-    def __matmul__(self, x: Any) -> Array:
+    def __matmul__(self, x: ArrayLike) -> Array:
         """The product of the head's table, without the adapter."""
         return self.T.T @ x
 
@@ -101,13 +103,13 @@ class Table(eqx.Module):
     def ndim(self) -> int:
         return self.table.ndim
 
-    def astype(self, dtype: Any) -> "Table":
+    def astype(self, dtype: DTypeLike) -> "Table":
         return Table(self.layer, self.table, jnp.dtype(dtype))
 
     def __len__(self) -> int:
         return self.table.shape[0]
 
-    def _refuse(self, *_: Any, **__: Any) -> NoReturn:
+    def _refuse(self, *_: object, **__: object) -> NoReturn:
         raise TypeError(
             f"The table {self.shape} of an embedding has an adapter for lookups, which its head "
             "must not see, and this could be either. Write `weight[ids]` for a lookup, and "
@@ -141,10 +143,10 @@ def untie(model: M, path: str) -> M:
 def with_untied(model: M, paths: set[str]) -> M:
     """`model` with the embeddings at `paths` untied."""
 
-    def replace(keys: Any, node: Any) -> Any:
+    def replace(keys: KeyPath, node: Any) -> Any:
         return Untied(node, node.weight) if path_str(keys) in paths and is_table(node) else node
 
-    def is_leaf(keys: Any, node: Any) -> bool:
+    def is_leaf(keys: KeyPath, node: object) -> bool:
         return isinstance(node, eqx.Module) and path_str(keys) in paths
 
     return jtu.tree_map_with_path(replace, model, is_leaf=is_leaf, is_leaf_takes_path=True)
@@ -234,6 +236,6 @@ def is_table(layer: Any) -> bool:
     return layout is not None and layout.kind == "embedding" and layer.weight.ndim == 2
 
 
-def is_array(value: Any) -> TypeGuard[jax.Array | np.ndarray]:
+def is_array(value: object) -> TypeGuard[jax.Array | np.ndarray]:
     """Whether `value` is an array, including NumPy arrays."""
     return isinstance(value, jax.Array | np.ndarray)

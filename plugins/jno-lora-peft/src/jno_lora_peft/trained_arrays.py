@@ -1,7 +1,6 @@
 """Trained arrays outside adapters, as PEFT's `modules_to_save`."""
 
 from collections.abc import Collection, Iterator
-from typing import Any
 
 import jax.tree_util as jtu
 import numpy as np
@@ -34,7 +33,7 @@ class TrainedArrays:
         self._rename, self._ties, self._adapted = rename, ties, adapted
         leaves = jtu.tree_leaves_with_path(model, is_leaf=is_adapter)
         self._arrays = [(path_str(keys), leaf) for keys, leaf in leaves if is_array(leaf)]
-        self._layers: dict[str, Any] = modules_by_path(model)
+        self._layers = modules_by_path(model)
 
     def choose(self, trainable: PyTree | None, pattern: str | None) -> None:
         """Add the modules with arrays that train, match the pattern, or were loaded."""
@@ -58,7 +57,7 @@ class TrainedArrays:
         arrays = {f"{n}.{infix}{field}": x for n, fields in modules for field, x in fields.items()}
         return {PREFIX + name: array for name, array in arrays.items()}
 
-    def alone(self) -> tuple[dict[str, Any], dict[str, Any]]:
+    def alone(self) -> tuple[dict[str, object], dict[str, np.ndarray]]:
         """The settings and tensors of a file without adapters, of the type that was read."""
         loaded = {path: source_of(array) for path, array in self._arrays if is_loaded(array)}
         first = next(iter(loaded.values()), None)
@@ -89,7 +88,7 @@ class TrainedArrays:
             if path in selected or (is_loaded(array) and not self._is_base_table(path, array)):
                 yield path
 
-    def _is_base_table(self, path: str, array: Any) -> bool:
+    def _is_base_table(self, path: str, array: object) -> bool:
         """Whether `array` is the table of an `Untied`, which is in the adapter's layer in PEFT."""
         layer = self._layers.get(path.rpartition("/")[0])
         if not isinstance(layer, Untied):

@@ -43,7 +43,7 @@ class WrittenAdapters:
     ):
         self.problems = Problems()
         self.modules: dict[str, Written] = {}
-        self.tensors: dict[str, Any] = {}
+        self.tensors: Arrays = {}
         self.ties_adapter = self.has_bias = False
         self._rename, self._ties = rename, ties
         flags = () if trainable is None else (trainable,)
@@ -56,24 +56,19 @@ class WrittenAdapters:
                 bias_trains = bool(trains) and _bias_trains(trains[0])
                 layers, order = _write_adapter(whole, ties.outer(path)), experts.order(path)
                 for written in layers if order is None else join_experts(layers, path):
-                    self._add(written, wrapper, bias_trains, ties.of(path), order)
+                    arrays = _written_base(wrapper, written.adapter.index, bias_trains)
+                    self._add(written, arrays, ties.of(path), order)
         for module, tensors in experts.tensors().items():
             self._put(module, tensors)
 
     def _add(
-        self,
-        written: Written,
-        wrapper: LoRAWrapper,
-        bias_trains: bool,
-        is_tied: bool | None,
-        order: int | None,
+        self, written: Written, arrays: Arrays, is_tied: bool | None, order: int | None
     ) -> None:
-        """Add an adapter, and its layer's arrays that train or that `load_peft` read."""
+        """Add an adapter, and arrays of its layer."""
         module = peft_name(written.adapter.path, self._rename)
         if module in self.modules:
             path = self.modules[module].adapter.path
             raise MisfitError(f"it has PEFT's name {module!r}, as {path!r} has")
-        arrays = _written_base(wrapper, written.adapter.index, bias_trains)
         if order is not None:
             if arrays:
                 raise MisfitError("PEFT has no place for arrays of the layer beside its factors")
@@ -83,9 +78,7 @@ class WrittenAdapters:
         self.modules[module] = written
         kind = TYPE_OF[written.adapter.variant]
         if "bias" in arrays and not kind.bias:
-            raise MisfitError(
-                f"its bias is not the base model's bias, which PEFT's {kind.name} keeps"
-            )
+            raise MisfitError(f"its bias is not the base model's, which PEFT's {kind.name} keeps")
         self.has_bias |= "bias" in arrays
         self._put(f"{module}.base_layer", arrays)
         if is_tied is not False:
@@ -106,7 +99,7 @@ class WrittenAdapters:
         A, B = (written.tensors[f"lora_embedding_{letter}"] for letter in "AB")
         self._put(HEAD, {"lora_A.weight": B.T, "lora_B.weight": A.T})
 
-    def _put(self, module: str, tensors: Mapping[str, Any]) -> None:
+    def _put(self, module: str, tensors: Mapping[str, np.ndarray]) -> None:
         self.tensors |= {f"{PREFIX}{module}.{name}": tensor for name, tensor in tensors.items()}
 
 
@@ -207,12 +200,12 @@ def _written_base(wrapper: LoRAWrapper, index: Shape, bias_trains: bool) -> Arra
     return {name: x.reshape(-1) if name == "bias" else x for name, x in slices.items()}
 
 
-def read_arrays(arrays: Any, where: str) -> Arrays:
+def read_arrays(arrays: Mapping[str, object], where: str) -> Arrays:
     """The numbers of arrays by name. **Raises:** `PeftFormatError` if they cannot be read."""
     return {name: read_array(x, f"the array {name!r} {where}") for name, x in arrays.items()}
 
 
-def read_array(array: Any, description: str) -> np.ndarray:
+def read_array(array: object, description: str) -> np.ndarray:
     """The numbers of an array. **Raises:** `PeftFormatError` if they cannot be read."""
     with format_errors():
         return values_of(array, description)

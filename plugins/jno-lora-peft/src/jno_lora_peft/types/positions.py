@@ -5,7 +5,6 @@ Positions are counted row by row; the zoo stores them as digits, and Torch draws
 
 import dataclasses
 import math
-from typing import Any
 
 import numpy as np
 
@@ -13,7 +12,7 @@ from jno_lora_zoo import daubechies
 
 from ..errors import MisfitError
 from ..layouts import Shape
-from .type import Adapter, Converted, Module, Modules, Setting, Type, Written
+from .type import Adapter, Converted, Module, Modules, Setting, Settings, Type, Written
 
 
 # SHiRA: trained values at entries of the weight that the file lists.
@@ -183,7 +182,7 @@ def drawn(m: Module) -> np.ndarray:
     return to_digits(m, permuted(size, m.rank, seed))
 
 
-def write_spectrum(adapter: Adapter, name: str, settings: dict[str, Any]) -> Written:
+def write_spectrum(adapter: Adapter, name: str, settings: Settings) -> Written:
     """Coefficients of a transform, at the positions of the default seed."""
     values, flat = adapter.state["coefficients"], from_digits(adapter.state["positions"])
     if not np.array_equal(flat, permuted(math.prod(adapter.layout.matrix), len(values), SEED)):

@@ -22,7 +22,9 @@ class LOHA(Type):
     alpha = Setting("alpha", 8, "alpha_pattern")
 
     def read(self, m: Module) -> Converted:
-        if "hada_t1" in m.tensors or m.rank > min(m.layout.matrix) or m.layout.odd:
+        # All layers of a file with cores become LoRA, so that they can be written as one adapter.
+        may_have_cores = m.settings.get("use_effective_conv2d") or "hada_t1" in m.tensors
+        if may_have_cores or m.rank > min(m.layout.matrix) or m.layout.odd:
             return _loha_as_lora(m)
         m.layout.check_kind(_LAYERS, groups=True)
         outputs, inputs = m.layout.matrix

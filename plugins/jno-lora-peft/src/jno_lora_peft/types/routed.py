@@ -2,7 +2,6 @@
 
 import itertools
 import re
-from typing import Any
 
 import numpy as np
 
@@ -52,7 +51,7 @@ class LILY(Type):
         settings = {"num_B": len(gate), "stride_A": 1}
         return adapter.written(tensors, settings, alpha=adapter.alpha / adapter.rank)
 
-    def common(self, modules: Modules) -> dict[str, Any]:
+    def common(self, modules: Modules) -> dict[str, object]:
         """**Raises:** `MisfitError` if layers would share a factor in PEFT but not here."""
         for (a, first), (b, second) in itertools.permutations(modules.items(), 2):
             x, y = first.tensors[_B], second.tensors[_B]

@@ -2,14 +2,12 @@
 
 import math
 import re
-from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
 from ..errors import MisfitError
 from ..layouts import Layout, Shape
-from .type import Adapter, Converted, Module, Modules, Type, Written
+from .type import Adapter, Converted, Module, Modules, Settings, Type, Written
 
 
 # IA3, on outputs (including the bias) or inputs: a factor per output, input or channel.
@@ -46,12 +44,12 @@ class IA3(Type):
             scale = np.tile(by_channel[:, 0], layout.groups)
         return adapter.written({"ia3_l": scale.reshape(shape)}, {}, rank=1)
 
-    def common(self, modules: Modules) -> dict[str, Any]:
+    def common(self, modules: Modules) -> dict[str, object]:
         names = [name for name, x in modules.items() if x.adapter.variant == "ia3-in"]
         return {"feedforward_modules": "|".join(map(re.escape, names)) or []}
 
 
-def _scales_inputs(settings: Mapping[str, Any], module: str) -> bool:
+def _scales_inputs(settings: Settings, module: str) -> bool:
     names = settings.get("feedforward_modules") or ()
     if isinstance(names, str):
         return re.fullmatch(names, module) is not None
