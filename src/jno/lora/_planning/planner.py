@@ -101,15 +101,12 @@ class Questions:
 
     def claim(self, candidate: Candidate, is_selected: bool) -> Claim:
         """The claim of the first rule whose target matches, by its first tier that applies."""
-        applying: dict[Tier, tuple[AdapterClass, ...]] = {}  # rules may share tiers
         for index, rule in enumerate(self.rules):
             if not rule.matches(candidate.path):
                 continue
             for place, tier in enumerate(rule.tiers):
-                if tier not in applying:
-                    applying[tier] = self._applying(tier, candidate)
-                if applying[tier]:
-                    return Claim(candidate, is_selected, index, place, applying[tier])
+                if classes := self._applying(tier, candidate):
+                    return Claim(candidate, is_selected, index, place, classes)
         return Claim(candidate, is_selected)
 
     def misses_target(self, candidate: Candidate) -> bool:
