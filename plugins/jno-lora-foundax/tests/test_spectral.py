@@ -1,8 +1,5 @@
 """Spectral weights: starts, ranks, bands, dtypes, resolutions, and the layers of pdequinox."""
 
-import sys
-import types
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -31,7 +28,7 @@ def as_complex(array):
 def test_random_factors_have_the_documented_variance_and_repeat_no_number(getkey):
     base = fno.SpectralConv1d(32, 6, 40, key=getkey())
     wrapper = LoRASpectral(base, 50, 8.0, key=getkey())
-    assert wrapper.rank == 6 and wrapper.scale_for(4) == 2.0
+    assert wrapper.rank == 6 and wrapper.scale_of(4, 8.0) == 2.0
     A = wrapper.lora_A["weight"]
     assert A.shape == (2, 40, 6, 32) and A.dtype == jnp.float32
     np.testing.assert_allclose(np.mean(np.sum(np.asarray(A) ** 2, axis=0)), 1 / 32, rtol=0.05)
@@ -134,8 +131,7 @@ class SpectralConv(eqx.Module):
 
 
 def test_layers_with_stacked_corners(monkeypatch, getkey):
-    module = types.SimpleNamespace(SpectralConv=SpectralConv)
-    monkeypatch.setitem(sys.modules, "pdequinox.conv", module)
+    monkeypatch.setattr(SpectralConv, "__module__", "pdequinox.conv")
     real, imag = jax.random.normal(getkey(), (2, 2, 5, 4, 3, 2))
     base = SpectralConv(2, real, imag)
     assert LoRASpectral.applies_to(base) and GainSpectral.applies_to(base)

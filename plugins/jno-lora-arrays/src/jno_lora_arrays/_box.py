@@ -8,6 +8,7 @@ import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from jno.lora import LoRAWrapper, SelectionError, WrapperError
@@ -26,7 +27,7 @@ from jno_lora_zoo import (
 INPUTS = "ie"  # the letters of input axes
 
 
-def _not_an_array(*_: Any) -> Array:
+def _not_an_array(*_: object) -> Array:
     raise SelectionError(
         "A declared array cannot be used as an array. Call the function by `through`, with the "
         "declared arrays in its arguments: through(apply)(net.module, x). Or take `plain`."
@@ -86,8 +87,8 @@ class DeclaredArray(NotAnArray, eqx.Module):
 
     def sizes(self, letters: str) -> tuple[int, ...]:
         """The sizes of the axes of one slice with these letters."""
-        slice_shape = self.array.shape[self.array.ndim - len(self.own_axes) :]
-        return tuple(slice_shape[axis] for axis in axes_with(letters, self.own_axes))
+        axes = axes_with(letters, self.own_axes)
+        return tuple(self.array.shape[axis - len(self.own_axes)] for axis in axes)
 
     def matrix(self) -> Array:
         """The array as an `(out, in)` matrix, in its own dtype; for a stack, one per slice."""
@@ -126,13 +127,13 @@ class ArrayLayer(NotAnArray, LayerKind):
     """
 
     @classmethod
-    def fits(cls, leaf: Any) -> bool:
+    def fits(cls, leaf: object) -> bool:
         if type(leaf) is not DeclaredArray or not is_float_array(leaf.array):
             return False
         return leaf.array.ndim == len(leaf.axes) and 0 not in leaf.array.shape
 
     @classmethod
-    def misfit(cls, leaf: Any) -> str | None:
+    def misfit(cls, leaf: object) -> str | None:
         if type(leaf) is not DeclaredArray:
             return None
         return f"it is {describe(leaf.array)}, declared with the axes {leaf.axes!r}"
@@ -142,15 +143,15 @@ class ArrayLayer(NotAnArray, LayerKind):
         return leaf.array.ndim - len(leaf.own_axes)
 
     @classmethod
-    def matrix(cls, layer: Any) -> Float[Array, "out in"]:
+    def matrix(cls, layer: DeclaredArray) -> Float[Array, "out in"]:
         return in_compute_dtype(layer.matrix())
 
     @classmethod
-    def with_matrix(cls, base: Any, matrix: Float[Array, "out in"]) -> eqx.Module:
+    def with_matrix(cls, base: DeclaredArray, matrix: Float[Array, "out in"]) -> eqx.Module:
         return base.with_matrix(cast_like(matrix, base.array))
 
     @classmethod
-    def mesh_axes(cls, base: Any) -> MeshAxes:
+    def mesh_axes(cls, base: DeclaredArray) -> MeshAxes:
         stack = cls.stack_ndim(base)
         mesh_axes = sharded_over(base.array)
 
@@ -163,16 +164,13 @@ class ArrayLayer(NotAnArray, LayerKind):
 
     def fan_in(self, W: Float[Array, "out in"]) -> int:  # pyright: ignore[reportIncompatibleMethodOverride]
         # A lookup reads one column, as in `EmbeddingLayer`.
-        looked_up = math.prod(self.base.sizes("e"))  # pyright: ignore[reportAttributeAccessIssue]
-        return W.shape[1] // looked_up
+        return W.shape[1] // math.prod(self.base.sizes("e"))
 
-    def computes(self, x: Any) -> bool:
-        base: Any = self.base
-        return type(base) is DeclaredArray and jnp.shape(x) == base.sizes(INPUTS)
+    def computes(self, x: ArrayLike) -> bool:
+        return type(self.base) is DeclaredArray and jnp.shape(x) == self.base.sizes(INPUTS)
 
-    def product(self, x: Any, before: Map = unchanged) -> Array:
-        base: Any = self.base
-        return jnp.asarray(base.matrix()) @ before(self.vector(x))
+    def product(self, x: ArrayLike, before: Map = unchanged) -> Array:
+        return jnp.asarray(self.base.matrix()) @ before(self.vector(x))
 
     def reads_features(self) -> bool:
         return True
@@ -186,16 +184,14 @@ class ArrayLayer(NotAnArray, LayerKind):
         return super().outputs_of(layer, jnp.reshape(y, -1))
 
     def finish(self, y: Array, b: Float[Array, " out"] | None) -> Array:
-        base: Any = self.base
-        return y.reshape(base.sizes("o"))
+        return y.reshape(self.base.sizes("o"))
 
-    def vector(self, x: Any) -> Array:
+    def vector(self, x: ArrayLike) -> Array:
         x = jnp.reshape(jnp.asarray(x), -1)
-        base: Any = self.base
-        return x.astype(jnp.result_type(x.dtype, base.array.dtype))
+        return x.astype(jnp.result_type(x.dtype, self.base.array.dtype))
 
 
-def is_declared(node: Any) -> bool:
+def is_declared(node: object) -> bool:
     """Whether `node` is a declared array, adapted or not."""
     return type(unadapted(node)) is DeclaredArray
 
@@ -204,7 +200,7 @@ def unadapted(node: Any) -> Any:
     return node.base if issubclass(type(node), LoRAWrapper) else node
 
 
-def refuse_dropout(leaf: Any) -> None:
+def refuse_dropout(leaf: object) -> None:
     """**Raises:** `WrapperError` if `leaf` has an adapter with dropout that is switched on."""
     dropout = getattr(leaf, "dropout", None)
     if dropout is not None and not dropout.inference:

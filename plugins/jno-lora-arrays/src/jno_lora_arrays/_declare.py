@@ -70,9 +70,7 @@ class Letters:
     def __init__(self, axes: "Mapping[str, str] | InferredAxes"):
         if isinstance(axes, InferredAxes):
             axes = {f"^{re.escape(path)}$": letters for path, letters in axes.letters.items()}
-        for key, letters in axes.items():
-            _check(key, letters)
-        self.entries = {_compiled(key): letters for key, letters in axes.items()}
+        self.entries = {_compiled(key, letters): letters for key, letters in axes.items()}
         self.used: set[re.Pattern[str]] = set()
 
     def of(self, path: str) -> str | None:
@@ -94,17 +92,8 @@ class Letters:
                 )
 
 
-def _compiled(key: Any) -> re.Pattern[str]:
-    try:
-        return re.compile(key)
-    except (re.error, TypeError) as err:
-        raise SelectionError(
-            f"A key of `axes` must be a regex (a string) on paths, but is {key!r}: {err}"
-        ) from err
-
-
-def _check(key: str, letters: Any) -> None:
-    """**Raises:** `SelectionError` if the letters of an entry of `axes` make no sense."""
+def _compiled(key: Any, letters: Any) -> re.Pattern[str]:
+    """The regex of an entry of `axes`. **Raises:** `SelectionError` if the entry makes no sense."""
     is_text = isinstance(letters, str) and {*letters} <= {*"ios", *INPUTS}
     if not (is_text and "o" in letters and {*letters} & {*INPUTS}):
         raise SelectionError(
@@ -112,6 +101,12 @@ def _check(key: str, letters: Any) -> None:
             "and e (input, looked up), one for each axis, with at least one output and one input, "
             f"but are {letters!r}."
         )
+    try:
+        return re.compile(key)
+    except (re.error, TypeError) as err:
+        raise SelectionError(
+            f"A key of `axes` must be a regex (a string) on paths, but is {key!r}: {err}"
+        ) from err
 
 
 def boxed(node: Any, letters: str, path: str) -> DeclaredArray:

@@ -20,6 +20,7 @@ from jno.lora.extending import (
     show_path,
 )
 
+from ._box import DeclaredArray, is_declared
 from ._declare import Letters, boxed
 from ._raw_node import (
     TakenApart,
@@ -63,9 +64,8 @@ def declare_raw(model: T, axes: Mapping[str, str] | None = None) -> T:
     letters = Letters(axes or {})
     modules = modules_by_path(model)
     paths: list[str] = []  # of all arrays behind functions
-    declared_paths: list[str] = []
 
-    def box(path: str, array: Any, layer: Any) -> Any:
+    def box(path: str, array: Any, layer: Any) -> DeclaredArray | None:
         """The declared array, or `None` if `array` is not a matrix of parameters."""
         if not eqx.is_inexact_array(array):
             return None
@@ -73,33 +73,30 @@ def declare_raw(model: T, axes: Mapping[str, str] | None = None) -> T:
         axis_letters = letters.of(path)
         if axis_letters is None and not _is_constant(array):
             axis_letters = _default_letters(array, layer)
-        if axis_letters is None:
-            return None
-        declared_paths.append(path)
-        return boxed(array, axis_letters, path)
+        return None if axis_letters is None else boxed(array, axis_letters, path)
 
     def taken_apart(keys: tuple[Any, ...], node: Any, layer: Any) -> Any:
         if not is_unwrappable(node) or is_non_trainable(node):
             return node
         _refuse_second(keys, node)
         leaves_with_keys, structure = leaves_of(node)
-        places = [(*keys, *inner) for inner, _ in leaves_with_keys]
-        leaves = [leaf for _, leaf in leaves_with_keys]
-        leaves = [
-            taken_apart(place, leaf, layer) for place, leaf in zip(places, leaves, strict=True)
-        ]
-        boxes = {i: box(path_str(places[i]), leaf, layer) for i, leaf in enumerate(leaves)}
-        boxes = {i: declared for i, declared in boxes.items() if declared is not None}
+        leaves: list[Any] = []
+        boxes: dict[int, DeclaredArray] = {}
+        for place, (inner, leaf) in enumerate(leaves_with_keys):
+            leaf = taken_apart((*keys, *inner), leaf, layer)
+            declared = box(path_str((*keys, *inner)), leaf, layer)
+            if declared is not None:
+                boxes[place], leaf = declared, None
+            leaves.append(leaf)
         if not boxes:
             return jtu.tree_unflatten(structure, leaves)
-        remaining = tuple(None if i in boxes else leaf for i, leaf in enumerate(leaves))
         cls = taken_apart_class(library_class(node))
-        return cls(tuple(boxes.values()), remaining, tuple(boxes), structure)
+        return cls(tuple(boxes.values()), tuple(leaves), tuple(boxes), structure)
 
     nodes, treedef = jtu.tree_flatten_with_path(model, is_leaf=is_unwrappable)
     declared = [taken_apart(keys, x, modules.get(path_str(keys[:-1]))) for keys, x in nodes]
     letters.check_used(paths)
-    if not declared_paths:
+    if not any(is_declared(leaf) for leaf in jtu.tree_leaves(declared, is_leaf=is_declared)):
         raise SelectionError(
             "No matrix of this model is behind a function of paramax: expected nodes that derive "
             "from a class `AbstractUnwrappable`, such as `Parameterize`, outside of "

@@ -9,6 +9,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import numpy as np
+from jaxtyping import PyTree
 
 from jno.lora import SelectionError, resolve
 from jno.lora.extending import callable_for, weights_read_by
@@ -71,14 +72,14 @@ def report_uses(function: Callable[..., Any], *args: Any, **kwargs: Any) -> UseR
     return UseReport(tuple(evaluation.uses))
 
 
-def _evaluate(function: Any, evaluation: Evaluation, args: Any, kwargs: Any) -> Any:
+def _evaluate(function: Any, evaluation: Evaluation, args: PyTree, kwargs: PyTree) -> PyTree:
     leaves, treedef = jax.tree.flatten(resolve((args, kwargs)), is_leaf=is_declared)
     # The function is traced with bare arrays, and evaluated with their adapters.
     bare = [weight_of(unadapted(leaf)) if is_declared(leaf) else leaf for leaf in leaves]
     arrays, static = eqx.partition(bare, _is_array)
-    static_results: list[Any] = []
+    static_results: list[PyTree] = []
 
-    def traced(arrays: Any) -> Any:
+    def traced(arrays: PyTree) -> PyTree:
         values = zip(leaves, eqx.combine(arrays, static), strict=True)
         joined = [unadapted(leaf).joined(x) if is_declared(leaf) else x for leaf, x in values]
         args, kwargs = jax.tree.unflatten(treedef, joined)
@@ -106,5 +107,5 @@ def _separate_traces() -> contextlib.AbstractContextManager[Any]:
     return jax.default_device(jax.local_devices()[0] if current is None else None)
 
 
-def _is_array(leaf: Any) -> bool:
+def _is_array(leaf: object) -> bool:
     return eqx.is_array(leaf) or isinstance(leaf, np.ndarray)

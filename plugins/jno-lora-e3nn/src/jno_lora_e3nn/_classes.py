@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from jaxtyping import Array
+
 from jno_lora_zoo import ByName
 
 
@@ -10,8 +12,10 @@ class E3nnLinear(metaclass=ByName):
 
     irreps_in: Any
     irreps_out: Any
-    linear_type: Any
-    _weights: Any
+    linear_type: str
+    channel_out: int | None
+    _linear: Any  # e3nn's functional layer, with the instructions
+    _weights: dict[str, Array]
 
     names = frozenset({("e3nn_jax._src.linear_equinox", "Linear")})
 
@@ -19,6 +23,6 @@ class E3nnLinear(metaclass=ByName):
 class NequixLinear(metaclass=ByName):
     """`nequix.model.Linear`, the layers of the radial networks, and its subclasses."""
 
-    weights: Any
+    weights: Array
 
     names = frozenset({("nequix.model", "Linear")})

@@ -1,7 +1,5 @@
 """Every method of the zoo on the layers of this plugin. `adapters.pyi` lists the adapters."""
 
-from typing import Any
-
 from jno.lora import LoRAWrapper
 from jno.lora.extending import default_adapters
 from jno_lora_zoo import LoRA, adapters_for, made_when_named
@@ -20,10 +18,10 @@ __all__ = list(ADAPTERS)  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 @default_adapters.register(E3nnLinear)
-def _(layer: Any) -> tuple[type[LoRAWrapper], ...]:
+def _(layer: E3nnLinear) -> tuple[type[LoRAWrapper], ...]:
     return (ADAPTERS["LoRAE3nn"],)
 
 
 @default_adapters.register(NequixLinear)
-def _(layer: Any) -> tuple[type[LoRAWrapper], ...]:
+def _(layer: NequixLinear) -> tuple[type[LoRAWrapper], ...]:
     return (ADAPTERS["LoRARadial"],)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Mapping
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -48,7 +49,7 @@ class E3nnLayer(MatricesLayer):
     """
 
     @classmethod
-    def fits(cls, leaf: Any) -> bool:
+    def fits(cls, leaf: object) -> bool:
         if not isinstance(leaf, E3nnLinear) or leaf.linear_type not in cls.linear_types():
             return False
         arrays = [leaf._weights[path.weight] for path in paths(leaf)]
@@ -61,7 +62,7 @@ class E3nnLayer(MatricesLayer):
         return ("vanilla", "indexed", "mixed")
 
     @classmethod
-    def misfit(cls, leaf: Any) -> str | None:
+    def misfit(cls, leaf: object) -> str | None:
         if not isinstance(leaf, E3nnLinear):
             return None
         if leaf.linear_type == "mixed_per_channel":
@@ -76,7 +77,7 @@ class E3nnLayer(MatricesLayer):
         return leaf._weights[next(paths(leaf)).weight].ndim - _ndim(leaf)
 
     @classmethod
-    def linear_layers(cls, layer: Any) -> dict[str, eqx.nn.Linear]:
+    def linear_layers(cls, layer: E3nnLinear) -> dict[str, eqx.nn.Linear]:
         linears: dict[str, eqx.nn.Linear] = {}
         for path in paths(layer):
             bias = jnp.asarray(layer._weights[path.bias]) if path.bias else None
@@ -85,65 +86,59 @@ class E3nnLayer(MatricesLayer):
         return linears
 
     @classmethod
-    def _matrix(cls, layer: Any, path: Path, array: Any) -> Float[Array, "*modes out in"]:
+    def _matrix(cls, layer: E3nnLinear, path: Path, array: Array) -> Float[Array, "*modes out in"]:
         w = on_host(array)
         if layer.linear_type == "indexed":
             w = w.mean(axis=0)
         return beside(path.factor * w.reshape(-1, w.shape[-1]).T, array)
 
     @classmethod
-    def with_linear_layers(cls, base: Any, linears: Mapping[str, eqx.nn.Linear]) -> eqx.Module:
+    def with_linear_layers(
+        cls, base: E3nnLinear, linears: Mapping[str, eqx.nn.Linear]
+    ) -> eqx.Module:
         new: dict[str, Array] = {}
         for path in paths(base):
             linear, array = linears[path.name], base._weights[path.weight]
             # Add the change, so that the array stays exactly the same without a change.
-            matrix = cls._matrix(base, path, array)
-            change = (on_host(linear.weight) - on_host(matrix)) / path.factor
-            wide = on_host(array)
-            changed = wide + cls._change_of_array(change, wide)
-            new[path.weight] = cast_like(beside(changed, array), array)
+            matrix, wide = cls._matrix(base, path, array), on_host(array)
+            change = (on_host(linear.weight) - on_host(matrix)).swapaxes(-1, -2) / path.factor
+            # A single matrix of several species has the same change for all of them.
+            change = change.reshape(wide.shape) if change.size == wide.size else change[None]
+            new[path.weight] = cast_like(beside(wide + change, array), array)
             if path.bias and linear.bias is not None:
                 new[path.bias] = cast_like(linear.bias, base._weights[path.bias])
         return eqx.tree_at(lambda m: m._weights, base, {**base._weights, **new})
 
-    @classmethod
-    def _change_of_array(cls, change: Any, array: Any) -> Any:
-        """The change of the layer's array, from the change of a matrix over the path's factor."""
-        change = change.swapaxes(-1, -2)
-        # With one set of matrices, the change of the array; else the same change for all species.
-        return change.reshape(array.shape) if change.size == array.size else change[None]
-
     def computes(self, *args: Any, **kwargs: Any) -> bool:
-        layer: Any = self.base
+        layer = self.base
         is_plain = (type(layer).__module__, type(layer).__name__) in E3nnLinear.names
         is_vanilla = layer.linear_type == "vanilla"
         if not is_plain or layer.linear_type == "mixed" or layer.channel_in is not None:
             return False
-        if len(args) != (1 if is_vanilla else 2) or kwargs:
+        if len(args) != (1 if is_vanilla else 2) or kwargs or not hasattr(args[-1], "irreps"):
             return False
         x = args[-1]
-        if getattr(x, "irreps", None) is None:
+        if x.irreps.regroup() != layer.irreps_in:
             return False
         dtypes = {array.dtype for array in (*layer._weights.values(), x)}
-        biased = {name for name in layer._weights if name.startswith("b[")}
-        return (
-            len(dtypes) == 1
-            and dtypes.pop().itemsize >= 4
-            and (not is_vanilla or biased == {path.bias for path in paths(layer)} - {None})
-            and x.irreps.regroup() == layer.irreps_in
-            and (is_vanilla or jnp.shape(args[0]) == x.shape[:-1])
-        )
+        if len(dtypes) > 1 or x.dtype.itemsize < 4:
+            return False
+        if not is_vanilla:
+            return jnp.shape(args[0]) == x.shape[:-1]
+        # An output with a bias may have no path.
+        biases = {name for name in layer._weights if name.startswith("b[")}
+        return biases == {path.bias for path in paths(layer)} - {None}
 
     def call(self, products: Mapping[str, Callable[[Array], Array]], *args: Any) -> Any:
-        layer: Any = self.base
+        layer, x = self.base, args[-1]
         linear, is_vanilla = layer._linear, layer.linear_type == "vanilla"
-        x = args[-1].remove_zero_chunks().regroup().rechunk(linear.irreps_in)
+        inputs = _input_chunks(layer, x)
         # The irreps of the inputs are regrouped, so an output has at most one path.
         chunks: list[Any] = [None] * len(linear.irreps_out)
         # The matrix of all species is their mean, so only its change is added.
         plain = {} if is_vanilla else self.linear_layers(layer)
         for path in paths(layer):
-            features = x.chunks[path.place_in]
+            features = inputs[path.place_in]
             y = _mixed(products[path.name], features)
             chunks[path.place_out] = y if is_vanilla else y - _mixed(plain[path.name], features)
         y = e3nn().from_chunks(linear.irreps_out, chunks, x.shape[:-1], x.dtype)
@@ -154,32 +149,25 @@ class E3nnLayer(MatricesLayer):
 
     @classmethod
     def inputs_of(cls, layer: Any, *args: Any, **kwargs: Any) -> Float[Array, "n in"]:
-        linear = layer._linear
         *weights, x = args
-        x = e3nn().as_irreps_array(x)
-        x = x.remove_zero_chunks().regroup().rechunk(linear.irreps_in)
-        most = _components(layer)
+        inputs = _input_chunks(layer, x)
         rows: list[Array] = []
         for path in paths(layer):
-            features = x.chunks[path.place_in]
+            features = inputs[path.place_in]
             if layer.linear_type == "mixed":
                 w = getattr(weights[0], "array", weights[0])[..., :, None, None]
-                features = (w * features[..., None, :, :]).reshape(
-                    *features.shape[:-2], -1, features.shape[-1]
-                )
-            rows.append(_rows(features, linear.irreps_in[path.place_in].ir, most))
+                products = w * features[..., None, :, :]
+                features = products.reshape(*features.shape[:-2], -1, features.shape[-1])
+            rows.append(_rows(features, path, layer))
         return jnp.concatenate(rows, axis=1)
 
     @classmethod
-    def outputs_of(cls, layer: Any, y: Any) -> Float[Array, "n out"]:
-        linear = layer._linear
+    def outputs_of(cls, layer: E3nnLinear, y: Any) -> Float[Array, "n out"]:
         if layer.channel_out is not None:
             y = y.axis_to_mul()
-        chunks = y.rechunk(linear.irreps_out).chunks
-        most = _components(layer)
-        irreps = linear.irreps_out
-        rows = (_rows(chunks[p.place_out], irreps[p.place_out].ir, most) for p in paths(layer))
-        return jnp.concatenate([*rows], axis=1)
+        chunks = y.rechunk(layer._linear.irreps_out).chunks
+        rows = [_rows(chunks[path.place_out], path, layer) for path in paths(layer)]
+        return jnp.concatenate(rows, axis=1)
 
     @classmethod
     def gradient_factors(cls, layer: Any) -> dict[str, float]:
@@ -197,7 +185,7 @@ class E3nnPerSpeciesLayer(E3nnLayer):
         return ("indexed",)
 
     @classmethod
-    def misfit(cls, leaf: Any) -> str | None:
+    def misfit(cls, leaf: object) -> str | None:
         if isinstance(leaf, E3nnLinear) and leaf.linear_type != "indexed":
             return f"its weights are {leaf.linear_type}, not indexed by the species"
         return super().misfit(leaf)
@@ -206,7 +194,7 @@ class E3nnPerSpeciesLayer(E3nnLayer):
         return False
 
     @classmethod
-    def _matrix(cls, layer: Any, path: Path, array: Any) -> Float[Array, "species out in"]:
+    def _matrix(cls, layer: E3nnLinear, path: Path, array: Array) -> Float[Array, "species out in"]:
         return beside(path.factor * on_host(array).swapaxes(-1, -2), array)
 
 
@@ -235,7 +223,7 @@ def _key(linear: Any, ins: Any) -> str:
     return f"w[{ins.i_in},{ins.i_out}] {linear.irreps_in[ins.i_in]},{outputs}"
 
 
-def _ndim(layer: Any) -> int:
+def _ndim(layer: E3nnLinear) -> int:
     """The number of axes of the weights of one layer."""
     return 2 if layer.linear_type == "vanilla" else 3
 
@@ -249,13 +237,25 @@ def _mixed(
     return jnp.swapaxes(jax.vmap(product)(rows).reshape(*batch, n, -1), -1, -2)
 
 
-def _rows(features: Float[Array, "*batch mul n"], ir: Any, most: int) -> Float[Array, "rows mul"]:
+def _input_chunks(layer: E3nnLinear, x: Any) -> list[Any]:
+    """The channels of the inputs, `(*batch, mul, components)`, by `Path.place_in`."""
+    x = e3nn().as_irreps_array(x).remove_zero_chunks().regroup()
+    return x.rechunk(layer._linear.irreps_in).chunks
+
+
+def _rows(
+    features: Float[Array, "*batch mul n"], path: Path, layer: E3nnLinear
+) -> Float[Array, "rows mul"]:
     """Vectors of channels with the mean and the covariance of the channels over all directions.
 
-    There are `2 most` rows for each input. Scalars are repeated. Components of other irreps get
-    both signs, as under rotations and inversions, so that their mean is zero in every frame of the
-    data. Rows of zeros make the numbers of rows equal, and the other rows are scaled up for this.
+    There are `2 most` rows for each input, where `most` is the largest number of components of an
+    irrep of the layer. Scalars are repeated. Components of other irreps get both signs, as under
+    rotations and inversions, so that their mean is zero in every frame of the data. Rows of zeros
+    make the numbers of rows equal, and the other rows are scaled up for this.
     """
+    irreps = layer._linear.irreps_out
+    most = max(irreps[other.place_out].ir.dim for other in paths(layer))
+    ir = irreps[path.place_out].ir
     rows = jnp.moveaxis(features, -1, 0)
     if ir == "0e":
         rows = jnp.repeat(rows, 2 * most, axis=0)
@@ -265,13 +265,7 @@ def _rows(features: Float[Array, "*batch mul n"], ir: Any, most: int) -> Float[A
     return rows.reshape(-1, features.shape[-2])
 
 
-def _components(layer: Any) -> int:
-    """The largest number of components of the irreps of the layer."""
-    irreps = layer._linear.irreps_out
-    return max(irreps[path.place_out].ir.dim for path in paths(layer))
-
-
-def e3nn() -> Any:
+def e3nn() -> ModuleType:
     """The library, imported late because that takes seconds."""
     import e3nn_jax
 

@@ -57,7 +57,7 @@ class MMEA(LoRAWrapper):
     about = cited("2511.06696", family="scale", formula="r (scalars + 1) + channels (r + 1)")
     mergeable = False
 
-    base: eqx.Module
+    base: Any
     rank: int = eqx.field(static=True)
     down: Float[Array, "r scalars"]
     down_bias: Float[Array, " r"]
@@ -83,9 +83,8 @@ class MMEA(LoRAWrapper):
         scalars = _scalars(base)
         if not scalars:
             raise ValueError(
-                f"the gate of {type(self).__name__} reads the even scalars (0e) among the inputs "
-                f"of its layer, and the inputs are {base.irreps_in}. Choose layers that read "
-                "scalars with `target=`, or another adapter, such as `LoRAE3nn`."
+                f"{self.why_not(base)}. Choose layers that read scalars with `target=`, or another "
+                "adapter, such as `LoRAE3nn`."
             )
         channels = base.irreps_out.num_irreps * (base.channel_out or 1)
         dtype = adapter_dtype_for(next(iter(base._weights.values())), adapter_dtype)
@@ -97,7 +96,7 @@ class MMEA(LoRAWrapper):
 
     def __call__(self, weights_or_input: Any, input_or_none: Any = None) -> Any:
         """The layer's output with gains, for the same arguments as the layer."""
-        base: Any = self.base
+        base = self.base
         args = (weights_or_input,) if input_or_none is None else (weights_or_input, input_or_none)
         y = base(*args)
         gate = self._gate(args[-1])
@@ -132,6 +131,6 @@ def _plus(h: Float[Array, "*batch n"], bias: Float[Array, " n"]) -> Float[Array,
     return h + jnp.broadcast_to(bias, h.shape)
 
 
-def _scalars(layer: Any) -> int:
+def _scalars(layer: E3nnLinear) -> int:
     """The number of even scalars among the inputs of an e3nn linear layer."""
     return sum(mul for mul, ir in layer.irreps_in if ir == "0e")

@@ -20,25 +20,23 @@ class RadialLayer(MatrixLayer):
     weight_field = "weights"
 
     @classmethod
-    def fits(cls, leaf: Any) -> bool:
+    def fits(cls, leaf: object) -> bool:
         if not isinstance(leaf, NequixLinear) or not is_float_array(leaf.weights):
             return False
         return leaf.weights.ndim >= 2 and 0 not in leaf.weights.shape
 
     @classmethod
-    def misfit(cls, leaf: Any) -> str | None:
+    def misfit(cls, leaf: object) -> str | None:
         if not isinstance(leaf, NequixLinear):
             return None
         return f"its weights are {describe(leaf.weights)}, not (in, out)"
 
     def computes(self, x: Any) -> bool:
-        layer: Any = self.base
-        is_plain = (type(layer).__module__, type(layer).__name__) in NequixLinear.names
-        return is_plain and jnp.ndim(x) == 1 and x.dtype == layer.weights.dtype
+        is_plain = (type(self.base).__module__, type(self.base).__name__) in NequixLinear.names
+        return is_plain and jnp.ndim(x) == 1 and x.dtype == self.base.weights.dtype
 
     def reads_features(self) -> bool:
         return True
 
-    def product(self, x: Any, before: Map = unchanged) -> Array:
-        weights: Any = getattr(self.base, "weights")  # noqa: B009
-        return before(x) @ weights
+    def product(self, x: Array, before: Map = unchanged) -> Array:
+        return before(x) @ self.base.weights

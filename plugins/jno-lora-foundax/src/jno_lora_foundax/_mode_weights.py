@@ -1,6 +1,7 @@
 """Layers with one matrix for each mode, and the layout of their arrays."""
 
 import dataclasses
+import functools
 import itertools
 import re
 from collections.abc import Callable, Mapping
@@ -10,7 +11,7 @@ import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float, Inexact, Shaped
+from jaxtyping import Array, Float, Inexact
 
 from jno.lora.extending import show_array
 from jno_lora_zoo import (
@@ -23,7 +24,7 @@ from jno_lora_zoo import (
     sharded_over,
 )
 
-from ._classes import loaded_class, value_for
+from ._classes import value_for
 
 
 class ModeWeights(NamedTuple):
@@ -45,22 +46,21 @@ class ModeWeights(NamedTuple):
     axes: str
     frequency: Callable[[tuple[int, ...]], np.ndarray] | None = None
 
-    def fits(self, layer: Any) -> bool:
+    def fits(self, layer: object) -> bool:
         """Whether the layer's arrays are floating, of one form, and have all the axes."""
         arrays: list[Any] = [getattr(layer, field, None) for field in self.fields]
         if not all(_is_complex(array) or is_float_array(array) for array in arrays):
             return False
         shape = arrays[0].shape
-        if len({(array.shape, array.dtype) for array in arrays}) > 1:
+        has_one_form = len({(array.shape, array.dtype) for array in arrays}) == 1
+        if not has_one_form or 0 in shape or len(shape) < len(self.axes):
             return False
-        if 0 in shape or len(shape) < len(self.axes):
-            return False
-        if _is_complex(arrays[0]):  # with both parts
+        if _is_complex(arrays[0]):
             return len(arrays) == 1 and "p" not in self.axes
         parts = shape[self.axes.index("p") - len(self.axes)] if "p" in self.axes else len(arrays)
         return parts in (1, 2)
 
-    def misfit(self, layer: Any) -> str | None:
+    def misfit(self, layer: object) -> str | None:
         """Why the layer's arrays are not as declared, or `None`."""
         if self.fits(layer):
             return None
@@ -72,11 +72,11 @@ class ModeWeights(NamedTuple):
             "one shape, not empty, or one complex array without an axis p"
         )
 
-    def stack_ndim(self, layer: Any) -> int:
+    def stack_ndim(self, layer: object) -> int:
         """The number of axes of a stack, which come before the axes of one layer."""
         return getattr(layer, self.fields[0]).ndim - len(self.axes)
 
-    def read(self, layer: Any) -> Float[Array, "parts *modes out in"]:
+    def read(self, layer: object) -> Float[Array, "parts *modes out in"]:
         """The matrices, in float32 at least. The first axis has the real and imaginary parts."""
         arrays = [getattr(layer, field) for field in self.fields]
         if _is_complex(arrays[0]):
@@ -86,8 +86,8 @@ class ModeWeights(NamedTuple):
         return jnp.einsum(f"{self._stored()}->{self._canonical()}", stacked)
 
     def written(
-        self, layer: Any, matrices: Float[Array, "parts *modes out in"]
-    ) -> dict[str, Shaped[Array, "..."]]:
+        self, layer: object, matrices: Float[Array, "parts *modes out in"]
+    ) -> dict[str, Array]:
         """Arrays of these matrices for the fields of `layer`, in the fields' layout and dtype."""
         stacked = jnp.einsum(f"{self._canonical()}->{self._stored()}", matrices)
         first = getattr(layer, self.fields[0])
@@ -97,12 +97,12 @@ class ModeWeights(NamedTuple):
         arrays = [stacked] if "p" in self.axes else [stacked[i] for i in range(len(self.fields))]
         return dict(zip(self.fields, arrays, strict=True))
 
-    def compute_dtype(self, layer: Any) -> Any:
+    def compute_dtype(self, layer: object) -> np.dtype:
         """The dtype of the parts in computations, as `read` returns them."""
         first = getattr(layer, self.fields[0])
         return jnp.finfo(first.dtype).dtype if _is_complex(first) else compute_dtype(first)
 
-    def added(self, layer: Any, change: Inexact[Array, "..."]) -> dict[str, Shaped[Array, "..."]]:
+    def added(self, layer: object, change: Inexact[Array, "..."]) -> dict[str, Array]:
         """Arrays for the fields of `layer` after `change`, complex if there are two parts.
 
         The axes of `change` are `axes` without `p`, so that a training step has to transpose
@@ -120,7 +120,7 @@ class ModeWeights(NamedTuple):
         sums = [array + part for array, part in zip(arrays, parts, strict=True)]
         return {f: cast_like(new, first) for f, new in zip(self.fields, sums, strict=True)}
 
-    def mesh_axes(self, layer: Any) -> MeshAxes:
+    def mesh_axes(self, layer: object) -> MeshAxes:
         """The mesh axes that shard the matrices. Parts and modes come after the stack."""
         mesh_axes = sharded_over(getattr(layer, self.fields[0]))
         stack = self.stack_ndim(layer)
@@ -140,7 +140,7 @@ class ModeWeights(NamedTuple):
         return f"p{self.modes}oi"
 
 
-def _is_complex(array: Any) -> bool:
+def _is_complex(array: object) -> bool:
     return eqx.is_array_like(array) and jnp.iscomplexobj(array)
 
 
@@ -151,13 +151,15 @@ def _largest_frequency(*corners: tuple[bool, ...]) -> Callable[[tuple[int, ...]]
     """
 
     def frequency(sizes: tuple[int, ...]) -> np.ndarray:
+        modes = sizes[-len(corners[0]) :]
         frequencies: list[np.ndarray] = []
         for corner in corners:
-            k = np.indices(sizes[-len(corner) :])
-            last = np.reshape(sizes[-len(corner) :], (-1, *(1,) * len(corner)))
-            negative = np.reshape(corner, last.shape)
-            frequencies.append(np.max(np.where(negative, last - k, k), axis=0))
-        return np.stack(frequencies) if len(sizes) > len(corners[0]) else frequencies[0]
+            axes = [
+                np.arange(size, 0, -1) if is_negative else np.arange(size)
+                for size, is_negative in zip(modes, corner, strict=True)
+            ]
+            frequencies.append(functools.reduce(np.maximum.outer, axes))
+        return np.stack(frequencies) if len(sizes) > len(modes) else frequencies[0]
 
     return frequency
 
@@ -216,7 +218,7 @@ _LINEAR = {
 }
 
 
-def mode_weights_of(leaf: Any) -> Mapping[str, ModeWeights] | None:
+def mode_weights_of(leaf: object) -> Mapping[str, ModeWeights] | None:
     """The families of matrices in a layer of a known class, by name, or `None`."""
     families = value_for(leaf, _FAMILIES)
     return families(leaf) if callable(families) else families
@@ -233,21 +235,23 @@ def advice_to_declare(leaf: Any) -> str | None:
     as `w_re` and `w_im`.
     """
     names = [field.name for field in dataclasses.fields(leaf)]
-    fields: dict[str, Any] = {name: getattr(leaf, name, None) for name in names}
-    arrays = {name: x for name, x in fields.items() if eqx.is_inexact_array(x) and x.ndim > 2}
-    chosen = [name for name, x in arrays.items() if _is_complex(x) or _PART.search(name)]
-    if not chosen:
+    arrays: dict[str, Any] = {name: getattr(leaf, name, None) for name in names}
+    parts = [
+        name
+        for name, x in arrays.items()
+        if eqx.is_inexact_array(x) and x.ndim > 2 and (_is_complex(x) or _PART.search(name))
+    ]
+    if not parts:
         return None
     return (
-        f"its {' and '.join(chosen)}, {show_array(arrays[chosen[0]])}, may be weights of modes: "
+        f"its {' and '.join(parts)}, {show_array(arrays[parts[0]])}, may be weights of modes: "
         "declare them by `ModeWeights` in a subclass of CPSpectral (jno_lora_foundax)"
     )
 
 
-def linear_output_axis(leaf: Any) -> int | None:
+def linear_output_axis(leaf: object) -> int | None:
     """The axis of the outputs of a layer whose call is linear in its weights, by its exact class.
 
     `None` for other layers.
     """
-    axes = (axis for name, axis in _LINEAR.items() if type(leaf) is loaded_class(*name))
-    return next(axes, None)
+    return _LINEAR.get((type(leaf).__module__, type(leaf).__name__))

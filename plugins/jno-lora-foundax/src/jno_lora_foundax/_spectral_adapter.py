@@ -28,7 +28,7 @@ class SpectralAdapter(KindOfLayer):
     # The field in which the change of the matrices is linear.
     linear_field: ClassVar[str | None] = None
 
-    base: eqx.Module
+    base: Any
     # With weights `(K,)`, arrays of `linear_field` have an axis `K` in front: `with_directions`.
     direction_weights: Float[Array, " K"] | None = eqx.field(default=None, kw_only=True)
 
@@ -45,7 +45,7 @@ class SpectralAdapter(KindOfLayer):
         return self.adapted_matrices(name, jnp.zeros_like(W))
 
     @classmethod
-    def mode_weights(cls, leaf: Any) -> Mapping[str, ModeWeights] | None:
+    def mode_weights(cls, leaf: object) -> Mapping[str, ModeWeights] | None:
         """The families of matrices in `leaf`, by name, or `None`.
 
         A subclass declares the layers of another library here.
@@ -53,20 +53,20 @@ class SpectralAdapter(KindOfLayer):
         return mode_weights_of(leaf)
 
     @classmethod
-    def fits(cls, leaf: Any) -> bool:
-        families = (cls.mode_weights(leaf) or {}).values()
+    def fits(cls, leaf: object) -> bool:
+        families = cls._families(leaf).values()
         has_one_stack = len({family.stack_ndim(leaf) for family in families}) == 1
         return has_one_stack and all(family.fits(leaf) for family in families)
 
     @classmethod
-    def misfit(cls, leaf: Any) -> str | None:
+    def misfit(cls, leaf: object) -> str | None:
         families = cls.mode_weights(leaf)
         if families is None:
             return advice_to_declare(leaf)
         return next((why for f in families.values() if (why := f.misfit(leaf))), None)
 
     @classmethod
-    def stack_ndim(cls, leaf: Any) -> int:
+    def stack_ndim(cls, leaf: object) -> int:
         return next(iter(cls._families(leaf).values())).stack_ndim(leaf)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -77,8 +77,8 @@ class SpectralAdapter(KindOfLayer):
         """
         if self.direction_weights is None:
             return self.merge()(*args, **kwargs)  # pyright: ignore[reportCallIssue]
-        base: Any = self.base
-        return base(*args, **kwargs) + self.weighted_change(self.direction_weights, *args, **kwargs)
+        y = self.base(*args, **kwargs)
+        return y + self.weighted_change(self.direction_weights, *args, **kwargs)
 
     def weighted_change(
         self, weights: Float[Array, " K"], *args: Any, **kwargs: Any
@@ -93,8 +93,7 @@ class SpectralAdapter(KindOfLayer):
         for k, weight in enumerate(weights):
             direction = jax.tree.map(lambda d, k=k: d[k], getattr(self, field))
             alone = with_attributes(self, {field: direction, "direction_weights": None})
-            layer: Any = alone._with_fields(alone._changed_fields)
-            y = layer(*args, **kwargs)
+            y = _with_fields(alone, self.base, alone._changed_fields)(*args, **kwargs)
             terms.append(times(y, weight).astype(y.dtype))
         return sum(terms[1:], terms[0])
 
@@ -112,7 +111,7 @@ class SpectralAdapter(KindOfLayer):
             return None
         return with_attributes(self, {**directions, "direction_weights": weights})
 
-    def summed(self) -> Any:
+    def summed(self) -> "SpectralAdapter":
         """The same adapter without weights of directions."""
         weights = self.direction_weights
         if weights is None:
@@ -121,13 +120,12 @@ class SpectralAdapter(KindOfLayer):
         sums = jax.tree.map(lambda d: weighted_sum(d, weights), getattr(self, field))
         return with_attributes(self, {field: sums, "direction_weights": None})
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> dict[str, Array]:
         return super().state() if self.direction_weights is None else self.summed().state()
 
     def merge(self) -> eqx.Module:
         """The layer with the updates in its weights, computed in float32 at least."""
-        adapter = self.summed()
-        return adapter._with_fields(adapter._adapted_fields)
+        return _with_fields(self, self.base, self.summed()._adapted_fields)
 
     def _adapted_fields(self, name: str, family: ModeWeights) -> dict[str, Array]:
         """The arrays of one family with the update, by the layer's field."""
@@ -136,37 +134,43 @@ class SpectralAdapter(KindOfLayer):
     def _changed_fields(self, name: str, family: ModeWeights) -> dict[str, Array]:
         return family.written(self.base, self.change_of_matrices(name, family.read(self.base)))
 
-    def _with_fields(self, fields: Callable[[str, ModeWeights], dict[str, Array]]) -> eqx.Module:
-        new: dict[str, Array] = {}
-        for name, family in self._families(self.base).items():
-            new |= fields(name, family)
-        return eqx.tree_at(lambda m: [getattr(m, f) for f in new], self.base, list(new.values()))
-
     @classmethod
     def modulated(cls, layer: eqx.Module, scale: Float[Array, " out"], shift: None) -> eqx.Module:
         """The plain `layer` with the outputs `scale y`, without a shift as it has no bias."""
-        new: dict[str, Array] = {}
-        for family in cls._families(layer).values():
-            W = family.read(layer)
-            new |= family.written(layer, scale.astype(W.dtype)[:, None] * W)
-        return eqx.tree_at(lambda m: [getattr(m, f) for f in new], layer, list(new.values()))
 
-    def output_axis(self, *args: Any) -> int | None:
+        def scaled(_: str, family: ModeWeights) -> dict[str, Array]:
+            W = family.read(layer)
+            return family.written(layer, scale.astype(W.dtype)[:, None] * W)
+
+        return _with_fields(cls, layer, scaled)
+
+    def output_axis(self, *args: object) -> int | None:
         """The axis of the outputs, in layers of foundax that are linear in their weights."""
         return linear_output_axis(self.base)
 
     @classmethod
-    def matrices(cls, layer: Any) -> Mapping[str, Array]:
+    def matrices(cls, layer: object) -> Mapping[str, Array]:
         return {name: as_complex(W) for name, W in cls._matrices(layer).items()}
 
     @classmethod
-    def _matrices(cls, base: eqx.Module) -> dict[str, Float[Array, "parts *modes out in"]]:
+    def _matrices(cls, base: object) -> dict[str, Float[Array, "parts *modes out in"]]:
         return {name: family.read(base) for name, family in cls._families(base).items()}
 
     @classmethod
-    def _families(cls, layer: Any) -> Mapping[str, ModeWeights]:
-        families: Any = cls.mode_weights(layer)
-        return families
+    def _families(cls, layer: object) -> Mapping[str, ModeWeights]:
+        return cls.mode_weights(layer) or {}
+
+
+def _with_fields(
+    cls: SpectralAdapter | type[SpectralAdapter],
+    layer: Any,
+    fields: Callable[[str, ModeWeights], dict[str, Array]],
+) -> Any:
+    """`layer` with the arrays that `fields` returns for each of its families."""
+    new: dict[str, Array] = {}
+    for name, family in cls._families(layer).items():
+        new |= fields(name, family)
+    return eqx.tree_at(lambda m: [getattr(m, f) for f in new], layer, list(new.values()))
 
 
 def as_complex(parts: Float[Array, "parts ..."]) -> Inexact[Array, "..."]:

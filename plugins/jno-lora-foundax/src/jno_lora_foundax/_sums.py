@@ -1,9 +1,9 @@
 """Weighted sums of adapters whose updates are sums over directions."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 from jaxtyping import Array
 
 from jno.lora import Term
@@ -17,7 +17,7 @@ def summed(terms: Sequence[Term], axes: Mapping[str, int], scaled: str, rank: in
     - `axes`, `scaled`: as in `joined`. An update is `alpha / rank` times the field `scaled`.
     """
 
-    def factor(term: Term, _: str) -> Any:
+    def factor(term: Term, _: str) -> ArrayLike:
         return term.weight * term.alpha / term.rank
 
     total = sum(term.rank for term in terms)
@@ -30,7 +30,7 @@ def joined(
     terms: Sequence[Term],
     axes: Mapping[str, int],
     scaled: str,
-    factor: Callable[[Term, str], Any],
+    factor: Callable[[Term, str], ArrayLike],
     more: int = 0,
 ) -> dict[str, Array]:
     """The states of `terms` with the directions of all terms side by side.
@@ -73,7 +73,7 @@ def narrowed(state: Mapping[str, Array], terms: Sequence[Term]) -> dict[str, Arr
     }
 
 
-def times(array: Array, factor: Any) -> Array:
+def times(array: Array, factor: ArrayLike) -> Array:
     """`factor * array`, in float32 at least."""
     wide = in_compute_dtype(array)
     return wide * jnp.asarray(factor, wide.dtype)

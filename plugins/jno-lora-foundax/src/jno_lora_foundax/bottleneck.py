@@ -12,7 +12,6 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from jno.lora import Term, WrapperError
 from jno_lora_zoo import ConvLayer, LayerKind, LinearLayer, adapter_dtype_for, cited
 
-from ._classes import loaded_class
 from ._sums import summed
 from .layers import ChannelLastConvLayer
 
@@ -45,7 +44,7 @@ class Bottleneck(LayerKind):
     about = cited("1902.00751", "2110.04366", family="bottleneck", formula="r (in + out + 1)")
     mergeable = False
 
-    base: eqx.Module
+    base: Any
     down_weight: Float[Array, "r in"]
     down_bias: Float[Array, " r"]
     up_weight: Float[Array, "out r"]
@@ -63,7 +62,7 @@ class Bottleneck(LayerKind):
         self.up_weight = jnp.zeros((outputs, rank), dtype)
 
     @classmethod
-    def misfit(cls, leaf: Any) -> str | None:
+    def misfit(cls, leaf: object) -> str | None:
         # A layer of this kind, with an unknown `__call__`.
         if super().fits(leaf):
             return f"nothing says which axis of its output a {type(leaf).__name__} has channels on"
@@ -78,7 +77,7 @@ class Bottleneck(LayerKind):
         """The axis of the channels in the layer's output."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        y = self.base(*args, **kwargs)  # pyright: ignore[reportCallIssue]
+        y = self.base(*args, **kwargs)
         h = self.bottleneck_features(*args, **kwargs)
         a = self.down_bias.astype(h.dtype)
         h = jax.nn.gelu(h + a.reshape(-1, *(1,) * (h.ndim - 1)))
@@ -96,22 +95,25 @@ class Bottleneck(LayerKind):
         raise WrapperError(_NO_MERGE)
 
 
-def _is_called_as(leaf: Any, cls: Any) -> bool:
-    """Whether `leaf` has the `__call__` of its base `cls`, where the channel axis is known."""
-    return cls is not None and isinstance(leaf, cls) and type(leaf).__call__ is cls.__call__
+_BATCHED_LINEAR = ("foundax.architectures.linear", "Linear")
+
+
+def _class_with_call(leaf: object) -> type:
+    """The class that defines the `__call__` of `leaf`, and so the axis of its channels."""
+    return next((cls for cls in type(leaf).__mro__ if "__call__" in vars(cls)), object)
 
 
 class BottleneckLinear(Bottleneck, LinearLayer):  # noqa: D101 (inherited)
     @classmethod
-    def fits(cls, leaf: Any) -> bool:
-        batched = loaded_class("foundax.architectures.linear", "Linear")
-        is_known = _is_called_as(leaf, eqx.nn.Linear) or _is_called_as(leaf, batched)
-        return is_known and super().fits(leaf)
+    def fits(cls, leaf: object) -> bool:
+        definer = _class_with_call(leaf)
+        is_batched = (definer.__module__, definer.__name__) == _BATCHED_LINEAR
+        return (is_batched or definer is eqx.nn.Linear) and super().fits(leaf)
 
     def channel_axis(self) -> int:
         return 0 if isinstance(self.base, eqx.nn.Linear) else -1
 
-    def bottleneck_features(self, x: Any, **_: Any) -> Float[Array, "r 1 *rest"]:
+    def bottleneck_features(self, x: Array, **_: object) -> Float[Array, "r 1 *rest"]:
         x = jnp.asarray(x)
         rows = jnp.moveaxis(x, self.channel_axis(), -1) if x.ndim else x
         return jnp.moveaxis(self.down(rows, self.down_weight), -1, 0)[:, None]
@@ -119,13 +121,13 @@ class BottleneckLinear(Bottleneck, LinearLayer):  # noqa: D101 (inherited)
 
 class BottleneckConv(Bottleneck, ConvLayer):  # noqa: D101 (inherited)
     @classmethod
-    def fits(cls, leaf: Any) -> bool:
-        return _is_called_as(leaf, eqx.nn.Conv) and super().fits(leaf)
+    def fits(cls, leaf: object) -> bool:
+        return _class_with_call(leaf) is eqx.nn.Conv and super().fits(leaf)
 
     def channel_axis(self) -> int:
         return 0
 
-    def bottleneck_features(self, x: Any, **_: Any) -> Float[Array, "r groups *rest"]:
+    def bottleneck_features(self, x: Array, **_: object) -> Float[Array, "r groups *rest"]:
         return self.down(x, self.down_weight)
 
 

@@ -38,7 +38,7 @@ class ChannelLastKernelLayer(LayerKind):
 
     @classmethod
     @abc.abstractmethod
-    def num_spatial_dims(cls, leaf: Any) -> int | None:
+    def num_spatial_dims(cls, leaf: object) -> int | None:
         """The number of spatial axes of `leaf`'s kernel, or `None` if the layout is unknown."""
 
     @classmethod
@@ -60,10 +60,7 @@ class ChannelLastKernelLayer(LayerKind):
 
     @classmethod
     def with_matrix(cls, base: Any, matrix: Float[Array, "out in"]) -> eqx.Module:
-        *kernel_size, inputs, outputs = base.weight.shape
-        kernel = cast_like(matrix, base.weight).reshape(outputs, inputs, *kernel_size)
-        kernel = jnp.moveaxis(kernel, (0, 1), (-1, -2))
-        return eqx.tree_at(lambda m: m.weight, base, kernel)
+        return eqx.tree_at(lambda m: m.weight, base, _kernel(matrix, base.weight))
 
     @classmethod
     def inputs_of(cls, layer: Any, *args: Any, **kwargs: Any) -> Float[Array, "n in"]:
@@ -74,9 +71,7 @@ class ChannelLastKernelLayer(LayerKind):
     @classmethod
     def _called_with(cls, layer: Any, matrix: Float[Array, "_ in"]) -> Any:
         """`layer` without a bias, with the kernels of a matrix of any number of outputs."""
-        *kernel_size, inputs, _ = layer.weight.shape
-        kernel = cast_like(matrix, layer.weight).reshape(-1, inputs, *kernel_size)
-        new = (jnp.moveaxis(kernel, (0, 1), (-1, -2)), None)
+        new = (_kernel(matrix, layer.weight), None)
         return eqx.tree_at(lambda m: (m.weight, m.bias), layer, new, is_leaf=lambda x: x is None)
 
     @classmethod
@@ -86,6 +81,13 @@ class ChannelLastKernelLayer(LayerKind):
         # A row of the matrix is sharded like the inputs, unless the spatial axes are sharded too.
         inputs = None if any(spatial[stack:]) else inputs
         return MeshAxes(tuple(spatial[:stack]), outputs, inputs)
+
+
+def _kernel(matrix: Float[Array, "_ in"], weight: Any) -> Array:
+    """The rows of a matrix as the outputs of a kernel, which is otherwise like `weight`."""
+    *kernel_size, inputs, _ = weight.shape
+    kernel = cast_like(matrix, weight).reshape(-1, inputs, *kernel_size)
+    return jnp.moveaxis(kernel, (0, 1), (-1, -2))
 
 
 _CONVS = {
@@ -110,7 +112,7 @@ class ChannelLastConvLayer(ChannelLastKernelLayer):
     """
 
     @classmethod
-    def num_spatial_dims(cls, leaf: Any) -> int | None:
+    def num_spatial_dims(cls, leaf: object) -> int | None:
         return value_for(leaf, _CONVS)
 
 
@@ -123,7 +125,7 @@ class ChannelLastConvTransposeLayer(ChannelLastKernelLayer):
     """
 
     @classmethod
-    def num_spatial_dims(cls, leaf: Any) -> int | None:
+    def num_spatial_dims(cls, leaf: object) -> int | None:
         return value_for(leaf, _TRANSPOSED)
 
     @classmethod

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
+from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from jno.lora import LoRAWrapper, Term
@@ -49,23 +50,22 @@ class SpectralLowRank(SpectralAdapter):
     ):
         matrices = self._matrices(base)
         most = min(size for W in matrices.values() for size in W.shape[-2:])
-        self.base, self.alpha = base, alpha
-        self.rank = min(most, rank)
+        self.base, self.alpha, self.rank = base, alpha, min(most, rank)
         ranks = None if bands is None else _checked_bands(bands, rank)
-        keys = jax.random.split(key, len(matrices))
         self.lora_A, self.lora_B = {}, {}
+        keys = jax.random.split(key, len(matrices))
         for family_key, (name, W) in zip(keys, matrices.items(), strict=True):
             n_parts, *modes, outputs, inputs = W.shape
             dtype = adapter_dtype_for(W, adapter_dtype)
-            sizes = {name: (modes, self.rank)}
+            sizes, array_keys = {name: (modes, self.rank)}, [family_key]
             if ranks is not None:
                 bands_modes = self._band_modes(name, W.shape, sorted(ranks))
                 sizes = {
                     f"{name}{_BELOW}{end}": ([len(modes)], min(most, ranks[end]))
                     for end, modes in bands_modes.items()
                 }
-            of_arrays = [family_key] if ranks is None else jax.random.split(family_key, len(sizes))
-            for array_key, (array, (batch, r)) in zip(of_arrays, sizes.items(), strict=True):
+                array_keys = jax.random.split(family_key, len(sizes))
+            for array_key, (array, (batch, r)) in zip(array_keys, sizes.items(), strict=True):
                 # The parts share the variance: E|a|^2 = 1/in.
                 A = jax.random.normal(array_key, (n_parts, *batch, r, inputs), dtype)
                 self.lora_A[array] = A / math.sqrt(n_parts * inputs)
@@ -75,10 +75,6 @@ class SpectralLowRank(SpectralAdapter):
     @abc.abstractmethod
     def scale_of(cls, rank: int, alpha: float) -> float:
         """The factor `s` of an update of this rank."""
-
-    def scale_for(self, rank: int) -> float:
-        """`scale_of` with the adapter's alpha."""
-        return self.scale_of(rank, self.alpha)
 
     def adapted_matrices(
         self, name: str, W: Float[Array, "parts *modes out in"]
@@ -92,7 +88,7 @@ class SpectralLowRank(SpectralAdapter):
         return new.reshape(W.shape)
 
     @classmethod
-    def options_of(cls, state: Mapping[str, Array]) -> dict[str, Any]:
+    def options_of(cls, state: Mapping[str, Array]) -> dict[str, object]:
         bands = {
             int(field.rpartition(_BELOW)[2]): A.shape[-2]
             for field, A in state.items()
@@ -104,7 +100,7 @@ class SpectralLowRank(SpectralAdapter):
     def sum_of(cls, terms: Sequence[Term], rank: int | None = None) -> Term:
         """The rank is the sum of the ranks, but at most the smaller side of the matrices."""
 
-        def factor(term: Term, name: str) -> Any:
+        def factor(term: Term, name: str) -> ArrayLike:
             return term.weight * cls.scale_of(term.state[name].shape[-1], term.alpha)
 
         first = terms[0].state
@@ -134,9 +130,9 @@ class SpectralLowRank(SpectralAdapter):
             specs[f"lora_B/{array}"] = PartitionSpec(*batch, outputs, None)
         return specs
 
-    def _update(self, array: str, dtype: Any) -> Array:
+    def _update(self, array: str, dtype: DTypeLike) -> Array:
         B, A = self.lora_B[array].astype(dtype), self.lora_A[array].astype(dtype)
-        return self.scale_for(A.shape[-2]) * complex_product(jnp.matmul, B, A)
+        return self.scale_of(A.shape[-2], self.alpha) * complex_product(jnp.matmul, B, A)
 
     def _band_modes(
         self, name: str, shape: tuple[int, ...], ends: list[int]

@@ -8,6 +8,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Inexact, PRNGKeyArray
 
 from jno.lora import Term
@@ -51,13 +52,7 @@ class CPSpectral(SpectralAdapter):
     alpha: float = eqx.field(static=True)
 
     def __init__(
-        self,
-        base: eqx.Module,
-        rank: int,
-        alpha: float,
-        *,
-        key: PRNGKeyArray,
-        adapter_dtype: Any = None,
+        self, base: Any, rank: int, alpha: float, *, key: PRNGKeyArray, adapter_dtype: Any = None
     ):
         matrices = self._matrices(base)
         self.base, self.rank, self.alpha = base, rank, alpha
@@ -85,7 +80,7 @@ class CPSpectral(SpectralAdapter):
         axes = family.axes.replace("p", "")
         return family.added(self.base, self._change(name, axes, family.compute_dtype(self.base)))
 
-    def _change(self, name: str, axes: str, dtype: Any) -> Inexact[Array, "..."]:
+    def _change(self, name: str, axes: str, dtype: DTypeLike) -> Inexact[Array, "..."]:
         """The change of one family, with these axes, complex if there are two parts.
 
         Either `i` or `o` is contracted last: if it is at an end of `axes`, this needs no transpose.

@@ -50,7 +50,7 @@ class GainSpectral(SpectralAdapter):
     gain: dict[str, Float[Array, "_ ... _"]]
 
     def __init__(
-        self, base: eqx.Module, *, key: PRNGKeyArray, adapter_dtype: Any = None, per: Any = "mode"
+        self, base: eqx.Module, *, key: PRNGKeyArray, adapter_dtype: Any = None, per: str = "mode"
     ):
         if per not in ("mode", "output"):
             raise ValueError(f'`per` must be "mode" or "output", but is {per!r}')
@@ -72,7 +72,7 @@ class GainSpectral(SpectralAdapter):
         return complex_product(jnp.multiply, self.gain[name].astype(W.dtype)[..., None], W)
 
     @classmethod
-    def options_of(cls, state: Mapping[str, Array]) -> dict[str, Any]:
+    def options_of(cls, state: Mapping[str, Array]) -> dict[str, object]:
         has_one_gain = all(gain.shape[-1] == 1 for gain in state.values())
         return {"per": "mode" if has_one_gain else "output"}
 

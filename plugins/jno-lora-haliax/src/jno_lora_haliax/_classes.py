@@ -1,11 +1,16 @@
-"""The layers of Haliax, recognised without importing Haliax."""
+"""The classes of Haliax, recognised without importing Haliax."""
 
+from collections.abc import Callable
+from types import ModuleType
 from typing import Any
+
+import numpy as np
+from jaxtyping import Array
 
 from jno_lora_zoo import ByName
 
 
-def haliax() -> Any:
+def haliax() -> ModuleType:
     """Haliax itself. Whoever calls an adapter of one of its layers has imported it already."""
     import haliax  # pyright: ignore[reportMissingImports]
 
@@ -15,9 +20,10 @@ def haliax() -> Any:
 class HaliaxArray(metaclass=ByName):
     """`haliax.NamedArray`."""
 
-    array: Any
-    axes: Any
-    dtype: Any
+    array: Array
+    axes: tuple[Any, ...]  # each with a `name` and a `size`
+    dtype: np.dtype
+    rearrange: Callable[..., "HaliaxArray"]
 
     names = frozenset({("haliax.core", "NamedArray")})
 
@@ -25,11 +31,16 @@ class HaliaxArray(metaclass=ByName):
 class HaliaxLinear(metaclass=ByName):
     """`haliax.nn.Linear` and its subclasses."""
 
+    weight: HaliaxArray
+    bias: HaliaxArray | None
+
     names = frozenset({("haliax.nn.linear", "Linear")})
 
 
 class HaliaxEmbedding(metaclass=ByName):
     """`haliax.nn.Embedding` and its subclasses."""
+
+    weight: HaliaxArray
 
     names = frozenset({("haliax.nn.embedding", "Embedding")})
 
@@ -37,4 +48,9 @@ class HaliaxEmbedding(metaclass=ByName):
 class HaliaxConv(metaclass=ByName):
     """`haliax.nn.Conv` and its subclasses."""
 
+    weight: HaliaxArray
+
     names = frozenset({("haliax.nn.conv", "Conv")})
+
+
+HaliaxLayer = HaliaxLinear | HaliaxEmbedding | HaliaxConv

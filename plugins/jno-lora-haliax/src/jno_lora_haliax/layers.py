@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 
 from jno_lora_zoo import (
     Bias,
+    ByName,
     LayerKind,
     Map,
     Matrix,
@@ -28,7 +29,14 @@ from jno_lora_zoo import (
     unchanged,
 )
 
-from ._classes import HaliaxArray, HaliaxConv, HaliaxEmbedding, HaliaxLinear, haliax
+from ._classes import (
+    HaliaxArray,
+    HaliaxConv,
+    HaliaxEmbedding,
+    HaliaxLayer,
+    HaliaxLinear,
+    haliax,
+)
 
 
 class NamedLayer(LayerKind):
@@ -44,7 +52,7 @@ class NamedLayer(LayerKind):
     """
 
     # Stands for the class of the layer.
-    layer_class: ClassVar[Any]
+    layer_class: ClassVar[type[HaliaxLayer]]
 
     @classmethod
     @abc.abstractmethod
@@ -52,11 +60,11 @@ class NamedLayer(LayerKind):
         """The names of the axes of the outputs, and of the inputs."""
 
     @classmethod
-    def fits(cls, leaf: Any) -> bool:
+    def fits(cls, leaf: object) -> bool:
         return isinstance(leaf, cls.layer_class) and cls.misfit(leaf) is None
 
     @classmethod
-    def misfit(cls, leaf: Any) -> str | None:
+    def misfit(cls, leaf: object) -> str | None:
         if not isinstance(leaf, cls.layer_class):
             return None
         if not isinstance(leaf.weight, HaliaxArray):
@@ -73,7 +81,7 @@ class NamedLayer(LayerKind):
         return leaf.weight.array.ndim - len(_own_axes(cls, leaf))
 
     @classmethod
-    def stored_matrix(cls, layer: Any) -> Float[Array, "*stack out in"]:
+    def stored_matrix(cls, layer: HaliaxLayer) -> Float[Array, "*stack out in"]:
         """The matrix, or the matrices of a stack, in the weight's dtype and without its scale."""
         order, outputs = _order(cls, layer), len(cls.groups_of_axes(layer)[0])
         array = layer.weight.array
@@ -83,11 +91,11 @@ class NamedLayer(LayerKind):
         return array.reshape(*array.shape[:stack], rows, -1)
 
     @classmethod
-    def matrix(cls, layer: Any) -> Matrix:
+    def matrix(cls, layer: HaliaxLayer) -> Matrix:
         return scaled_by_layer(layer, in_compute_dtype(cls.stored_matrix(layer)))
 
     @classmethod
-    def with_matrix(cls, base: Any, matrix: Matrix) -> eqx.Module:
+    def with_matrix(cls, base: HaliaxLayer, matrix: Matrix) -> eqx.Module:
         order, array = _order(cls, base), base.weight.array
         sizes = [array.shape[axis] for axis in order]
         new = (matrix / _scale(base)).reshape(sizes)
@@ -95,7 +103,7 @@ class NamedLayer(LayerKind):
         return eqx.tree_at(lambda m: m.weight.array, base, in_form_of(new, array))
 
     @classmethod
-    def bias_of(cls, layer: Any) -> Bias | None:
+    def bias_of(cls, layer: object) -> Bias | None:
         bias = getattr(layer, "bias", None)
         return jnp.asarray(bias.array).reshape(-1) if isinstance(bias, HaliaxArray) else None
 
@@ -104,7 +112,7 @@ class NamedLayer(LayerKind):
         return eqx.tree_at(lambda m: m.bias.array, base, in_form_of(bias, base.bias.array))
 
     @classmethod
-    def mesh_axes(cls, base: Any) -> MeshAxes:
+    def mesh_axes(cls, base: HaliaxLayer) -> MeshAxes:
         stack = cls.stack_ndim(base)
         axes = sharded_over(base.weight.array)
         meshes = [axes[stack + i] for i in _order(cls, base)]
@@ -112,32 +120,25 @@ class NamedLayer(LayerKind):
         return MeshAxes(tuple(axes[:stack]), _slowest(meshes[:outputs]), _slowest(meshes[outputs:]))
 
     @classmethod
-    def inputs_of(cls, layer: Any, *args: Any, **kwargs: Any) -> Float[Array, "n in"]:
-        return (
-            _first(args[0], cls.groups_of_axes(layer)[1]).reshape(cls.matrix(layer).shape[1], -1).T
-        )
+    def inputs_of(cls, layer: HaliaxLayer, *args: Any, **kwargs: Any) -> Float[Array, "n in"]:
+        return _rows(args[0], cls.groups_of_axes(layer)[1])
 
     @classmethod
-    def outputs_of(cls, layer: Any, y: Any) -> Float[Array, "n out"]:
-        return _first(y, cls.groups_of_axes(layer)[0]).reshape(cls.matrix(layer).shape[0], -1).T
+    def outputs_of(cls, layer: HaliaxLayer, y: HaliaxArray) -> Float[Array, "n out"]:
+        return _rows(y, cls.groups_of_axes(layer)[0])
 
     def finish(self, y: Array, b: Bias | None) -> Array:
         return y if b is None else y + b.reshape(-1, *(1,) * (y.ndim - 1))
 
-    def written(self, y: Array, x: Any) -> Any:
+    def written(self, y: Array, x: HaliaxArray) -> HaliaxArray:
         outputs, inputs = self.groups_of_axes(self.base)
-        features = [self._weight.resolve_axis(name) for name in outputs]
+        features = [self.base.weight.resolve_axis(name) for name in outputs]
         batch = [axis for axis in x.axes if axis.name not in inputs]
         array = jnp.moveaxis(y, 0, -1).reshape([axis.size for axis in (*batch, *features)])
         return haliax().auto_sharded(haliax().named(array, (*batch, *features)))
 
-    def output_axis(self, *args: Any) -> int | None:
+    def output_axis(self, *args: object) -> int | None:
         return None  # the output is no plain array
-
-    @property
-    def _weight(self) -> Any:
-        layer: Any = self.base
-        return layer.weight
 
 
 class HaliaxLinearLayer(NamedLayer):
@@ -149,39 +150,39 @@ class HaliaxLinearLayer(NamedLayer):
     def groups_of_axes(cls, layer: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
         return _names(layer.Out), _names(layer.In)
 
-    def computes(self, x: Any) -> bool:
-        layer: Any = self.base
-        if not isinstance(x, HaliaxArray) or not jnp.issubdtype(x.dtype, jnp.floating):
+    def computes(self, x: object) -> bool:
+        layer = self.base
+        if not (isinstance(x, HaliaxArray) and jnp.issubdtype(x.dtype, jnp.floating)):
             return False
-        # Another product, such as FP8's, and inputs that the layer itself refuses.
-        if type(layer.dot_general).__name__ != "DefaultDotGeneralOp":
+        # The layer may use another product, such as FP8's.
+        is_plain_product = type(layer.dot_general).__name__ == "DefaultDotGeneralOp"
+        if not (_is_exactly(layer, HaliaxLinear) and is_plain_product):
             return False
+        # The layer itself refuses other inputs.
         outputs, inputs = self.groups_of_axes(layer)
         names = {axis.name for axis in x.axes}
-        return (
-            _is_exactly(layer, HaliaxLinear) and names.issuperset(inputs) and not names & {*outputs}
-        )
+        return names.issuperset(inputs) and names.isdisjoint(outputs)
 
     def reads_features(self) -> bool:
         return True
 
-    def read(self, x: Any) -> Float[Array, "in *batch"]:
+    def read(self, x: HaliaxArray) -> Float[Array, "in *batch"]:
         inputs = self.groups_of_axes(self.base)[1]
         array = x.rearrange((..., *inputs)).array
         array = array.reshape(*array.shape[: array.ndim - len(inputs)], -1)
-        array = array.astype(jnp.result_type(array.dtype, dtype_of(self._weight.array)))
+        array = array.astype(jnp.result_type(array.dtype, dtype_of(self.base.weight.array)))
         return jnp.moveaxis(array, -1, 0)
 
-    def product(self, x: Any, before: Map = unchanged) -> Array:
+    def product(self, x: Array, before: Map = unchanged) -> Array:
         weight = scaled_by_layer(self.base, self.stored_matrix(self.base))
         # The outputs are last here, and first in the result: XLA removes this turn of the axes
         # together with the turns of `read` and `written`.
         return jnp.moveaxis(jnp.tensordot(before(x), weight, axes=((0,), (1,))), -1, 0)
 
-    def down(self, x: Any, A: Float[Array, "r in"]) -> Array:
+    def down(self, x: Array, A: Float[Array, "r in"]) -> Array:
         return mixed(x, A)
 
-    def plus(self, x: Any, U: Update) -> Array:
+    def plus(self, x: Array, U: Update) -> Array:
         if U.times is None:
             return self.product(x) + mixed(x, U.matrix())
         updates = jax.vmap(U.times, in_axes=1, out_axes=1)(x.reshape(len(x), -1))
@@ -204,24 +205,24 @@ class HaliaxEmbeddingLayer(NamedLayer):
     def fan_in(cls, W: Float[Array, "out in"]) -> int:
         return 1  # a lookup reads one column
 
-    def computes(self, x: Any) -> bool:
+    def computes(self, x: object) -> bool:
         return _is_exactly(self.base, HaliaxEmbedding) and isinstance(x, HaliaxArray)
 
-    def read(self, x: Any) -> Any:
+    def read(self, x: HaliaxArray) -> Array:
         return x.array
 
-    def product(self, x: Any, before: Map = unchanged) -> Array:
+    def product(self, x: Array, before: Map = unchanged) -> Array:
         return jnp.take(self.matrix(self.base), x, axis=1)
 
-    def down(self, x: Any, A: Float[Array, "r in"]) -> Array:
-        return A[:, x].astype(self._compute_dtype)
+    def down(self, x: Array, A: Float[Array, "r in"]) -> Array:
+        return A[:, x].astype(compute_dtype(self.base.weight.array))
 
-    def plus(self, x: Any, U: Update) -> Array:
+    def plus(self, x: Array, U: Update) -> Array:
         if U.column is None:
             columns = U.matrix()[:, x]
         else:
             columns = jax.vmap(U.column, out_axes=1)(x.reshape(-1)).reshape(-1, *x.shape)
-        return self.product(x) + columns.astype(self._compute_dtype)
+        return self.product(x) + columns.astype(compute_dtype(self.base.weight.array))
 
     @classmethod
     def inputs_of(cls, layer: Any, *args: Any, **kwargs: Any) -> Float[Array, "n in"]:
@@ -229,11 +230,7 @@ class HaliaxEmbeddingLayer(NamedLayer):
         return (args[0].array.reshape(-1, 1) == rows[None]).astype(jnp.float32)
 
     def finish(self, y: Array, b: Bias | None) -> Array:
-        return y.astype(dtype_of(self._weight.array))
-
-    @property
-    def _compute_dtype(self) -> Any:
-        return compute_dtype(self._weight.array)
+        return y.astype(dtype_of(self.base.weight.array))
 
 
 class HaliaxConvLayer(NamedLayer):
@@ -257,14 +254,11 @@ class HaliaxConvLayer(NamedLayer):
         """The patches of all groups, as the outputs of kernels with a single 1."""
         width = cls.matrix(layer).shape[1]
         kernels = jnp.tile(jnp.eye(width, dtype=layer.weight.dtype), (layer.groups, 1))
-        patch = [layer.weight.resolve_axis(name) for name in cls.groups_of_axes(layer)[1]]
         out = layer.Out.resize(len(kernels))
-        weight = haliax().named(
-            kernels.reshape([axis.size for axis in (out, *patch)]), (out, *patch)
-        )
+        axes = [out, *map(layer.weight.resolve_axis, cls.groups_of_axes(layer)[1])]
+        weight = haliax().named(kernels.reshape([axis.size for axis in axes]), axes)
         patches = dataclasses.replace(layer, Out=out, weight=weight, bias=None)(*args, **kwargs)
-        rows = _first(patches, (out.name,)).reshape(layer.groups, width, -1)
-        return jnp.moveaxis(rows, 1, 2).reshape(-1, width)
+        return _rows(patches, (out.name,)).reshape(-1, width)
 
 
 def _names(axes: Any) -> tuple[str, ...]:
@@ -273,35 +267,36 @@ def _names(axes: Any) -> tuple[str, ...]:
     return tuple(axis if isinstance(axis, str) else axis.name for axis in several)
 
 
-def _own_axes(cls: type[NamedLayer], layer: Any) -> list[str]:
+def _own_axes(cls: type[NamedLayer], layer: HaliaxLayer) -> list[str]:
     """The axes of the weight that are no axes of a stack, in the weight's order."""
     outputs, inputs = cls.groups_of_axes(layer)
     return [axis.name for axis in layer.weight.axes if axis.name in (*outputs, *inputs)]
 
 
-def _order(cls: type[NamedLayer], layer: Any) -> list[int]:
+def _order(cls: type[NamedLayer], layer: HaliaxLayer) -> list[int]:
     """Where the layer's axes have the axes of the matrix's rows, and then of its columns."""
     outputs, inputs = cls.groups_of_axes(layer)
     return [_own_axes(cls, layer).index(name) for name in (*outputs, *inputs)]
 
 
-def _first(x: Any, names: tuple[str, ...]) -> Array:
-    """The array of `x`, with the axes of these names first."""
-    return x.rearrange((*names, ...)).array
+def _rows(x: HaliaxArray, names: tuple[str, ...]) -> Float[Array, "rows features"]:
+    """`x` as rows whose features are the flattened axes of these names."""
+    array = x.rearrange((..., *names)).array
+    return array.reshape(-1, math.prod(array.shape[array.ndim - len(names) :]))
 
 
-def _scale(layer: Any) -> float:
+def _scale(layer: object) -> float:
     reparam = getattr(layer, "reparam", None)
     return 1 if reparam is None else reparam.active_scale
 
 
-def scaled_by_layer(layer: Any, weight: Array) -> Array:
+def scaled_by_layer(layer: object, weight: Array) -> Array:
     """The weight with the constant of the layer's parametrisation."""
     scale = _scale(layer)
     return weight if scale == 1 else weight * scale
 
 
-def _is_exactly(layer: Any, cls: Any) -> bool:
+def _is_exactly(layer: object, cls: ByName) -> bool:
     """Whether the layer is no subclass, whose `__call__` may do more."""
     return (type(layer).__module__, type(layer).__name__) in cls.names
 

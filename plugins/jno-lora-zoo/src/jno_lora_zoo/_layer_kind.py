@@ -9,7 +9,6 @@ from typing import Any, ClassVar, NamedTuple, TypeVar
 import equinox as eqx
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
-from jax.typing import ArrayLike
 from jaxtyping import AbstractArray, Array, Float
 
 from jno.lora import LoRAWrapper, MatrixAdapter
@@ -78,7 +77,7 @@ class KindOfLayer(MatrixAdapter):
 
     @classmethod
     @abc.abstractmethod
-    def fits(cls, leaf: object) -> bool:
+    def fits(cls, leaf: Any) -> bool:
         """Whether the module `leaf`, not adapted yet, is a layer of this kind."""
 
     @classmethod
@@ -90,7 +89,7 @@ class KindOfLayer(MatrixAdapter):
             return None
 
     @classmethod
-    def misfit(cls, leaf: object) -> str | None:
+    def misfit(cls, leaf: Any) -> str | None:
         """Why a module does not fit; `None` if it is not even similar."""
         return None
 
@@ -116,7 +115,7 @@ class LayerKind(KindOfLayer):
 
     @classmethod
     @abc.abstractmethod
-    def mesh_axes(cls, base: eqx.Module) -> MeshAxes:
+    def mesh_axes(cls, base: Any) -> MeshAxes:
         """The mesh axes along which the weight is sharded."""
 
     def partition_specs(self) -> dict[str, PartitionSpec]:
@@ -137,7 +136,7 @@ class LayerKind(KindOfLayer):
         return W.shape[1]
 
     @classmethod
-    def group_size(cls, base: eqx.Module) -> int | None:
+    def group_size(cls, base: Any) -> int | None:
         """How many consecutive outputs read the same inputs; `None` if all read all inputs."""
         return None
 
@@ -147,12 +146,12 @@ class LayerKind(KindOfLayer):
 
     @classmethod
     @abc.abstractmethod
-    def matrix(cls, layer: eqx.Module) -> Matrix:
+    def matrix(cls, layer: Any) -> Matrix:
         """`W`: the weight as an `(out, in)` matrix, in float32 at least."""
 
     @classmethod
     @abc.abstractmethod
-    def with_matrix(cls, base: eqx.Module, matrix: Matrix) -> eqx.Module:
+    def with_matrix(cls, base: Any, matrix: Matrix) -> eqx.Module:
         """`matrix(with_matrix(base, W)) == W`, up to the rounding of the weight's dtype."""
 
     @classmethod
@@ -177,18 +176,18 @@ class LayerKind(KindOfLayer):
         """Whether the first axis of `x` is the input axis of `W`, so that `product` takes a map."""
         return False
 
-    def product(self, x: ArrayLike, before: Map = unchanged) -> Array:
+    def product(self, x: Any, before: Map = unchanged) -> Array:
         """`W before(x)`, without the bias, for a map that is linear along the input axis.
 
         Only a layer with `reads_features()` takes a map other than the default.
         """
         raise NotImplementedError
 
-    def vector(self, x: ArrayLike) -> Array:
+    def vector(self, x: Any) -> Array:
         """The vector that `W` multiplies: `x` itself by default."""
         return jnp.asarray(x)
 
-    def down(self, x: ArrayLike, A: Factor) -> Array:
+    def down(self, x: Any, A: Factor) -> Array:
         """`h = A x`: the features of the rank axis."""
         # `v @ A.T`, not `A @ v`, because this is one plain matrix product under `vmap`.
         v = self.vector(x)
@@ -196,12 +195,12 @@ class LayerKind(KindOfLayer):
 
     def low_rank(
         self,
-        x: ArrayLike,
+        x: Any,
         A: Factor,
         B: Factor,
         between: Map = unchanged,
         after: Map = unchanged,
-        seen: ArrayLike | None = None,
+        seen: Any = None,
     ) -> Array:
         """`W x + after(B between(A seen))`: the layer's product and a low-rank one.
 
@@ -218,14 +217,14 @@ class LayerKind(KindOfLayer):
         y = self.product(x)
         return y + after(mixed(between(self.down(x if seen is None else seen, A)), B))
 
-    def on_output(self, x: ArrayLike, f: Callable[[Array, T], Array], p: T) -> Array:
+    def on_output(self, x: Any, f: Callable[[Array, T], Array], p: T) -> Array:
         """`f(W x, p)`, for parameters `p` and an `f` that is linear along the output axis.
 
         `f` may be applied to the rows of `W` instead, so it must not mix outputs of two groups.
         """
         return f(self.product(x), p)
 
-    def plus(self, x: ArrayLike, U: Update) -> Array:
+    def plus(self, x: Any, U: Update) -> Array:
         """`(W + U) x`, computed in the way that is cheapest for this kind."""
         v = self.vector(x)
         update = U.matrix().astype(v.dtype) @ v if U.times is None else U.times(v)
@@ -236,7 +235,7 @@ class LayerKind(KindOfLayer):
         return y if b is None else y + b
 
     @classmethod
-    def bias_of(cls, layer: object) -> Bias | None:
+    def bias_of(cls, layer: Any) -> Bias | None:
         """`b`: the number that the layer adds to each row of `W x`; `None` without a bias."""
         bias = getattr(layer, "bias", None)
         return jnp.asarray(bias).reshape(-1) if is_float_array(bias) else None

@@ -9,7 +9,7 @@ import jax
 from jaxtyping import Array, Float
 
 from ._arrays import in_compute_dtype
-from ._layer_kind import Bias, KindOfLayer
+from ._layer_kind import KindOfLayer
 from ._weighted import with_attributes
 
 # The side of the matrix along each axis of a statistic.
@@ -39,7 +39,7 @@ class MatricesLayer(KindOfLayer):
     # Whether an adapter has arrays for all matrices. If not, its constructor chooses some.
     adapts_all: ClassVar[bool] = True
 
-    base: eqx.Module
+    base: Any
 
     @classmethod
     @abc.abstractmethod
@@ -113,7 +113,9 @@ class MatricesLayer(KindOfLayer):
         return blocks
 
 
-def linear_layer(W: Float[Array, "*modes out in"], bias: Bias | None = None) -> eqx.nn.Linear:
+def linear_layer(
+    W: Float[Array, "*modes out in"], bias: Float[Array, "*modes out"] | None = None
+) -> eqx.nn.Linear:
     """A linear layer with this matrix; mode axes in front are treated like a stack."""
     sizes = {"in_features": W.shape[-1], "out_features": W.shape[-2]}
     arrays = {"weight": W, "bias": bias, "use_bias": bias is not None}

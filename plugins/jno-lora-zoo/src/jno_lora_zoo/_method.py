@@ -58,7 +58,7 @@ class Method(LayerKind):
     # Whether the law only changes the scale of each row of the matrix.
     scales_rows_only: ClassVar[bool] = False
 
-    base: eqx.Module
+    base: Any
     rank: int = eqx.field(static=True)
     alpha: Any = eqx.field(static=True)  # `None` if the method has no alpha
 

@@ -2,35 +2,39 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
+from jax.extend.core import JaxprEqn
+from jax.sharding import PartitionSpec
+from jaxtyping import Array, PyTree
 
-from .._views import DeclinedError, Virtual
-from ._jax import counts_of_scan, custom_function, manual_axes
+from .._views import DeclinedError, Value, Virtual
+from ._jax import counts_of_scan, manual_axes
 
+Evaluation: TypeAlias = Any  # in `_evaluate.py`, which imports this file
 _CARRIED = "carried by a loop, which may change it"
 
 
-def _jit(evaluation: Any, eqn: Any, values: list[Any]) -> Any:
+def _jit(evaluation: Evaluation, eqn: JaxprEqn, values: list[Value]) -> Value:
     with jax.named_scope(eqn.params["name"]):
         return evaluation.run(eqn.params["jaxpr"], values)
 
 
-def _remat(evaluation: Any, eqn: Any, values: list[Any]) -> Any:
+def _remat(evaluation: Evaluation, eqn: JaxprEqn, values: list[Value]) -> Value:
     run = functools.partial(evaluation.run_dense, eqn.params["jaxpr"])
     options = {name: eqn.params[name] for name in ("policy", "prevent_cse")}
     return jax.checkpoint(run, **options)(values)
 
 
-def _scan(evaluation: Any, eqn: Any, values: list[Any]) -> Any:
+def _scan(evaluation: Evaluation, eqn: JaxprEqn, values: list[Value]) -> Value:
     params = eqn.params
     n, m = counts_of_scan(eqn)
     consts, xs = values[:n], values[n + m :]
     carry = [evaluation.merged(x, "scan", _CARRIED) for x in values[n : n + m]]
     scanned = [_scanned(evaluation, x) for x in xs]
 
-    def body(carry: Any, arrays: Any) -> Any:
+    def body(carry: list[Array], arrays: PyTree) -> tuple[list[Array], list[Array]]:
         slices = [slice_of(x) for (_, slice_of), x in zip(scanned, arrays, strict=True)]
         results = evaluation.run_dense(params["jaxpr"], [*consts, *carry, *slices])
         return results[:m], results[m:]
@@ -41,7 +45,7 @@ def _scan(evaluation: Any, eqn: Any, values: list[Any]) -> Any:
     return [*carry, *ys]
 
 
-def _scanned(evaluation: Any, x: Any) -> tuple[Any, Callable[[Any], Any]]:
+def _scanned(evaluation: Evaluation, x: Value) -> tuple[PyTree, Callable[[PyTree], Value]]:
     """Arrays to scan over, and a function that computes the value of a step from their slices."""
     try:
         return x.scanned() if isinstance(x, Virtual) else (x, lambda x: x)
@@ -49,7 +53,7 @@ def _scanned(evaluation: Any, x: Any) -> tuple[Any, Callable[[Any], Any]]:
         return evaluation.merged(x, "scan", declined.reason), lambda x: x
 
 
-def _cond(evaluation: Any, eqn: Any, values: list[Any]) -> Any:
+def _cond(evaluation: Evaluation, eqn: JaxprEqn, values: list[Value]) -> Value:
     index, *operands = values
     # Functions for other platforms may not compile here.
     if eqn.params.get("branches_platforms") and not _is_watched(operands):
@@ -59,7 +63,7 @@ def _cond(evaluation: Any, eqn: Any, values: list[Any]) -> Any:
     return jax.lax.switch(evaluation.merged(index, "cond", "an index"), branches)
 
 
-def _while(evaluation: Any, eqn: Any, values: list[Any]) -> Any:
+def _while(evaluation: Evaluation, eqn: JaxprEqn, values: list[Value]) -> Value:
     params = eqn.params
     n, m = params["cond_nconsts"], params["body_nconsts"]
     cond_consts, body_consts = values[:n], values[n : n + m]
@@ -71,10 +75,10 @@ def _while(evaluation: Any, eqn: Any, values: list[Any]) -> Any:
     )
 
 
-def _shard_map(evaluation: Any, eqn: Any, values: list[Any]) -> Any:
+def _shard_map(evaluation: Evaluation, eqn: JaxprEqn, values: list[Value]) -> Value:
     params = eqn.params
-    operands: list[Any] = []
-    in_specs: list[Any] = []
+    operands: list[Value] = []
+    in_specs: list[PartitionSpec | Virtual] = []
     for x, spec in zip(values, params["in_specs"], strict=True):
         if isinstance(x, Virtual):
             weight_specs = x.specs(spec)
@@ -97,19 +101,19 @@ def _shard_map(evaluation: Any, eqn: Any, values: list[Any]) -> Any:
     return mapped(*operands)
 
 
-def _custom(evaluation: Any, eqn: Any, values: list[Any]) -> Any:
+def _custom(evaluation: Evaluation, eqn: JaxprEqn, values: list[Value]) -> Value:
     if _is_watched(values):
-        return evaluation.run(custom_function(eqn), values)
+        return evaluation.run(eqn.params["call_jaxpr"], values)
     # The rule needs the whole weight, and may differ from the true derivative.
     raise DeclinedError("a function with a rule of its own for derivatives")
 
 
-def _is_watched(values: list[Any]) -> bool:
+def _is_watched(values: list[Value]) -> bool:
     weights = [x for x in values if isinstance(x, Virtual)]
     return bool(weights) and all(weight.only_watches for weight in weights)
 
 
-CALLS: dict[str, Callable[[Any, Any, list[Any]], Any]] = {
+CALLS: dict[str, Callable[[Evaluation, JaxprEqn, list[Value]], Value]] = {
     **dict.fromkeys(("jit", "pjit"), _jit),
     **dict.fromkeys(("checkpoint", "remat", "remat2"), _remat),
     "scan": _scan,

@@ -3,16 +3,19 @@
 import collections
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
+
+from jax.extend.core import JaxprEqn, Var
+from jaxtyping import Array
 
 from jno.lora import JnoLoraError, Table, merge_lora
 from jno.lora.extending import Printed, table
 from jno_lora_zoo import in_taylor_mode
 
 from .._box import is_declared, refuse_dropout, unadapted
-from .._views import DeclinedError, Virtual, dense, virtual
+from .._views import DeclinedError, Value, Virtual, dense, virtual
+from . import _jax
 from ._calls import CALLS
-from ._jax import context_of, evaluate_plainly, is_changed, mark_in, marks_in, opened, read
 from ._marks import Mark
 from ._rules import RULES
 
@@ -59,37 +62,37 @@ class Evaluation:
         self.strict = strict
         self.uses: list[Use] = []
 
-    def run_dense(self, traced: Any, args: Sequence[Any]) -> list[Any]:
+    def run_dense(self, traced: _jax.Traced, args: Sequence[Value]) -> list[Array]:
         return list(map(dense, self.run(traced, args)))
 
-    def run(self, traced: Any, args: Sequence[Any]) -> list[Any]:
+    def run(self, traced: _jax.Traced, args: Sequence[Value]) -> list[Value]:
         """The results of a traced function. Arguments and results may be virtual."""
-        jaxpr, consts = opened(traced)
+        jaxpr, consts = _jax.opened(traced)
         env = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *args), strict=True))
-        plain: list[Any] = []  # equations without virtual weights, which JAX evaluates together
+        plain: list[JaxprEqn] = []  # without virtual weights: JAX evaluates them together
         # Taylor mode treats all arguments of a nested jit as varying, so loops over some fail.
         opens_jit = any(map(in_taylor_mode, args))
         for eqn in jaxpr.eqns:
-            has_weight = any(isinstance(read(env, var), Virtual) for var in eqn.invars)
+            has_weight = any(isinstance(_jax.read(env, var), Virtual) for var in eqn.invars)
             is_opened = opens_jit and CALLS.get(eqn.primitive.name) is CALLS["jit"]
-            if not (has_weight or is_opened or marks_in(eqn)):
+            if not (has_weight or is_opened or _jax.marks_in(eqn)):
                 plain.append(eqn)
                 continue
             if plain:
-                env.update(evaluate_plainly(jaxpr, plain, env))
+                env.update(_jax.evaluate_plainly(jaxpr, plain, env))
                 plain = []
-            values = [read(env, var) for var in eqn.invars]
+            values = [_jax.read(env, var) for var in eqn.invars]
             results = self._results(eqn, values)
             if results is None:
                 pairs = zip(eqn.invars, values, strict=True)
-                merged = {var: dense(x) for var, x in pairs if isinstance(x, Virtual)}
-                env.update(evaluate_plainly(jaxpr, [eqn], {**env, **merged}))
+                merged = {var: dense(x) for var, x in pairs if isinstance(var, Var)}
+                env.update(_jax.evaluate_plainly(jaxpr, [eqn], {**env, **merged}))
             else:
                 env.update(zip(eqn.outvars, results, strict=True))
-        env.update(evaluate_plainly(jaxpr, plain, env))
-        return [read(env, var) for var in jaxpr.outvars]
+        env.update(_jax.evaluate_plainly(jaxpr, plain, env))
+        return [_jax.read(env, var) for var in jaxpr.outvars]
 
-    def value_of(self, leaf: Any) -> Any:
+    def value_of(self, leaf: Value) -> Value:
         """The real values of a declared array, or of its adapter, in the evaluation."""
         if not is_declared(leaf):
             return leaf
@@ -97,22 +100,22 @@ class Evaluation:
             return leaf.in_order()
         refuse_dropout(leaf)
         weight = virtual(leaf)
-        if weight is None:
-            merged = merge_lora(leaf).in_order()
-            self._note(Use(type(leaf).__name__, merged.shape, "read", _NO_RULES))
-            return merged
-        return weight
+        if weight is not None:
+            return weight
+        merged = merge_lora(leaf).in_order()
+        self._note(Use(type(leaf).__name__, merged.shape, "read", _NO_RULES))
+        return merged
 
-    def merged(self, value: Any, operation: str, reason: str) -> Any:
+    def merged(self, value: Value, operation: str, reason: str) -> Value:
         """`value` as an array. A virtual weight is merged, and its use is recorded."""
         if isinstance(value, Virtual):
             self._note(Use(value.name, value.shape, operation, reason))
         return dense(value)
 
-    def _results(self, eqn: Any, values: list[Any]) -> Sequence[Any] | None:
+    def _results(self, eqn: JaxprEqn, values: list[Value]) -> Sequence[Value] | None:
         """The results of one equation; `None` if JAX should compute them with merged weights."""
-        with context_of(eqn):
-            mark = mark_in(eqn)
+        with _jax.context_of(eqn):
+            mark = _jax.mark_in(eqn)
             if mark is not None:
                 return self._read(eqn, mark, values)
             name, reason, is_choice = eqn.primitive.name, None, False
@@ -127,23 +130,22 @@ class Evaluation:
                     return results
             except DeclinedError as declined:
                 results, reason, is_choice = None, declined.reason, declined.is_choice
-            for mark in marks_in(eqn):
-                self._note(
-                    Use(mark.adapter_name, (), name, "a function with a rule of its own reads it")
-                )
+            for mark in _jax.marks_in(eqn):
+                inside = "a function with a rule of its own reads it"
+                self._note(Use(mark.adapter_name, (), name, inside))
             for weight in values:
                 if isinstance(weight, Virtual):
                     self._note(Use(weight.name, weight.shape, name, reason), is_choice)
             return results
 
-    def _read(self, eqn: Any, mark: Mark, values: list[Any]) -> Sequence[Any] | None:
+    def _read(self, eqn: JaxprEqn, mark: Mark, values: list[Value]) -> Sequence[Value] | None:
         reason = "differentiated or mapped by vmap inside of the function"
-        if not is_changed(eqn, mark):
+        if not _jax.is_changed(eqn, mark):
             weight = virtual(mark.adapter(list(map(dense, values))))
             if weight is not None:
                 return [weight]
             reason = _NO_RULES
-        self._note(Use(mark.adapter_name, eqn.outvars[0].aval.shape, "read", reason))
+        self._note(Use(mark.adapter_name, _jax.out(eqn).shape, "read", reason))
         return None
 
     def _note(self, use: Use, is_choice: bool = False) -> None:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import jax.tree_util as jtu
+from jaxtyping import Array
 
 from jno.lora import merge_lora
 
@@ -17,14 +18,14 @@ class Mark(NamedTuple):
     """A read of the weight of an adapter. `leaves` contains the shape of each array."""
 
     treedef: Any
-    leaves: tuple[Any, ...]
+    leaves: tuple[object, ...]
     adapter_name: str
 
     @property
     def shapes(self) -> list[tuple[int, ...]]:
         return [leaf.shape for leaf in self.leaves if type(leaf) is jax.ShapeDtypeStruct]
 
-    def adapter(self, arrays: list[Any]) -> Any:
+    def adapter(self, arrays: list[Array]) -> Any:
         remaining = iter(arrays)
         return jtu.tree_unflatten(
             self.treedef,
@@ -55,9 +56,8 @@ def read_marked(adapter: Any, name: str) -> Any:
 
 # Adapters with equal structures share a trace.
 @functools.lru_cache(maxsize=1024)
-def _reader(mark: Mark, text: str) -> Callable[[list[Any]], Any]:
-
-    def read(arrays: list[Any]) -> Any:
+def _reader(mark: Mark, text: str) -> Callable[[list[Array]], Array]:
+    def read(arrays: list[Array]) -> Array:
         return merge_lora(mark.adapter(arrays)).weight
 
     name = MarkedName(f"weight_of_{mark.adapter_name}")

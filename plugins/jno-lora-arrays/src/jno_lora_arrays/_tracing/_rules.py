@@ -2,34 +2,38 @@
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TypeAlias
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend.core import JaxprEqn
 from jax.lax import GatherScatterMode
+from jaxtyping import Array
 
-from .._views import Conv, DeclinedError, Dot, DotAxes, Lookup, Ragged, View, Virtual
+from .._views import Conv, DeclinedError, Dot, DotAxes, Lookup, Ragged, Result, Value, View, Virtual
+from ._jax import out as _out
 
-Rule = Callable[[Any, Sequence[Any]], Any]
+Values: TypeAlias = Sequence[Value]
+Rule: TypeAlias = Callable[[JaxprEqn, Values], Value]
 
 
-def _per_view(operation: Callable[[Any, View], Any]) -> Rule:
+def _per_view(operation: Callable[[JaxprEqn, View], Result]) -> Rule:
     return lambda eqn, values: values[0].each(lambda view: operation(eqn, view))
 
 
-_reshape = _per_view(lambda eqn, view: view.reshaped(_shape(eqn).shape))
+_reshape = _per_view(lambda eqn, view: view.reshaped(_out(eqn).shape))
 
 
-def _transpose_and_reshape(eqn: Any, values: Sequence[Any]) -> Any:
+def _transpose_and_reshape(eqn: JaxprEqn, values: Values) -> Value:
     order = eqn.params["dimensions"]  # as `vmap` of a convolution makes it
     weight = values[0] if order is None else values[0].each(lambda view: view.transposed(order))
     return _reshape(eqn, [weight])
 
 
-def _broadcast(eqn: Any, values: Sequence[Any]) -> Any:
-    shape = _shape(eqn).shape
+def _broadcast(eqn: JaxprEqn, values: Values) -> Value:
+    shape = _out(eqn).shape
     weight_shape = tuple(shape[axis] for axis in eqn.params["broadcast_dimensions"])
     is_repeated = weight_shape != values[0].shape or math.prod(shape) != math.prod(weight_shape)
     if is_repeated or len(values) != 1:
@@ -37,38 +41,38 @@ def _broadcast(eqn: Any, values: Sequence[Any]) -> Any:
     return _reshape(eqn, values)
 
 
-def _leafwise(eqn: Any, values: Sequence[Any]) -> Any:
+def _leafwise(eqn: JaxprEqn, values: Values) -> Value:
     return jax.tree.map(lambda x: _bound(eqn, x) if eqx.is_inexact_array(x) else x, values[0])
 
 
-def _scale(eqn: Any, values: Sequence[Any]) -> Any:
+def _scale(eqn: JaxprEqn, values: Values) -> Value:
+    is_division, dtype = eqn.primitive.name == "div", _out(eqn).dtype
     weight, number = values if isinstance(values[0], Virtual) else values[::-1]
     is_number = not isinstance(number, Virtual) and jnp.ndim(number) == 0
-    if not is_number or (eqn.primitive.name == "div" and weight is not values[0]):
+    if not is_number or (is_division and weight is not values[0]):
         raise DeclinedError("multiplied by an array")
-    dtype = eqn.outvars[0].aval.dtype
-    if eqn.primitive.name == "div":  # half precision would round the inverse
+    if is_division:  # half precision would round the inverse
         number = 1 / jnp.asarray(number, np.promote_types(dtype, jnp.float32))
     return weight.scaled(number, dtype)
 
 
-def _add(eqn: Any, values: Sequence[Any]) -> Any:
+def _add(eqn: JaxprEqn, values: Values) -> Value:
     first, second = values
     if not (isinstance(first, Virtual) and isinstance(second, Virtual)):
         raise DeclinedError("added to an array")
     second = second.negated() if eqn.primitive.name == "sub" else second
-    return first.plus(second, eqn.outvars[0].aval.dtype)
+    return first.plus(second, _out(eqn).dtype)
 
 
-def _complex(eqn: Any, values: Sequence[Any]) -> Any:
+def _complex(eqn: JaxprEqn, values: Values) -> Value:
     real, imaginary = values
     if not (isinstance(real, Virtual) and isinstance(imaginary, Virtual)):
         raise DeclinedError("a complex number with an array as one part")
-    dtype = eqn.outvars[0].aval.dtype
+    dtype = _out(eqn).dtype
     return real.plus(imaginary.scaled(jnp.asarray(1j, dtype), dtype), dtype)
 
 
-def _moved_or_masked(eqn: Any, values: Sequence[Any]) -> Any:
+def _moved_or_masked(eqn: JaxprEqn, values: Values) -> Value:
     # The entries keep their axes, and `infer` needs nothing else.
     weights = [x for x in values if isinstance(x, Virtual)]
     if len(weights) == 1 and weights[0].only_watches:
@@ -76,64 +80,63 @@ def _moved_or_masked(eqn: Any, values: Sequence[Any]) -> Any:
     raise DeclinedError("reversed" if eqn.primitive.name == "rev" else "masked")
 
 
-def _concatenate(eqn: Any, values: Sequence[Any]) -> Any:
+def _concatenate(eqn: JaxprEqn, values: Values) -> Value:
     # A sum of weights, each padded to the full size. Plain arrays need not be watched.
-    axis, total = eqn.params["dimension"], eqn.outvars[0].aval.shape[eqn.params["dimension"]]
-    start, terms = 0, []
+    axis, start = eqn.params["dimension"], 0
+    total, terms = _out(eqn).shape[axis], []
     for value in values:
         end = start + value.shape[axis]
         if isinstance(value, Virtual):
             widths = (axis, start, total - end)
-            padded: Any = value.each(lambda view, widths=widths: view.padded(*widths))
-            terms += padded.terms
+            padded = value.each(lambda view, widths=widths: view.padded(*widths))
+            terms += padded.terms  # pyright: ignore[reportAttributeAccessIssue]
         start = end
-    return Virtual(tuple(terms), eqn.outvars[0].aval.dtype)
+    return Virtual(tuple(terms), _out(eqn).dtype)
 
 
-def _slice(eqn: Any, values: Sequence[Any]) -> Any:
+def _slice(eqn: JaxprEqn, values: Values) -> Value:
     weight, *starts = values
     if any(stride != 1 for stride in eqn.params.get("strides") or ()):
         raise DeclinedError("a slice with strides")
     starts = starts or eqn.params["start_indices"]
-    for axis, size in enumerate(eqn.outvars[0].aval.shape):
+    for axis, size in enumerate(_out(eqn).shape):
         if size != weight.shape[axis]:
-            weight = _cut(weight, axis, starts[axis], size)
+            weight = _cut(weight, axis, starts[axis], size)  # pyright: ignore[reportArgumentType]
     return weight
 
 
-def _split(eqn: Any, values: Sequence[Any]) -> Any:
+def _split(eqn: JaxprEqn, values: Values) -> Value:
     axis, start, pieces = eqn.params["axis"], 0, []
-    sizes = [int(size) for size in eqn.params.get("sizes", (1,) * len(eqn.outvars))]
-    for size, var in zip(sizes, eqn.outvars, strict=True):
+    for size in map(int, eqn.params.get("sizes", (1,) * len(eqn.outvars))):
         piece = _cut(values[0], axis, start, size)
-        if isinstance(piece, Virtual) and piece.shape != var.aval.shape:  # an `unstack`
-            piece = piece.each(lambda view, shape=var.aval.shape: view.reshaped(shape))
+        if isinstance(piece, Virtual) and eqn.primitive.name == "unstack":
+            piece = piece.each(lambda view: view.reshaped(_out(eqn).shape))
         pieces.append(piece)
         start += size
     return pieces
 
 
-def _dot_general(eqn: Any, values: Sequence[Any]) -> Any:
+def _dot_general(eqn: JaxprEqn, values: Values) -> Value:
     left, right = values
     if isinstance(left, Virtual) and isinstance(right, Virtual):
         raise DeclinedError("a product of two weights")
     if eqn.params.get("out_sharding") is not None:
         raise DeclinedError("a product that asks for a sharding")
     left_axes, right_axes = map(DotAxes, *eqn.params["dimension_numbers"])
-    precision, out = eqn.params["precision"], _shape(eqn)
+    precision, out = eqn.params["precision"], _out(eqn)
     if isinstance(left, Virtual):
         return left.product(Dot(right, right_axes, left_axes, True, precision, out))
     return right.product(Dot(left, left_axes, right_axes, False, precision, out))
 
 
-def _conv(eqn: Any, values: Sequence[Any]) -> Any:
+def _conv(eqn: JaxprEqn, values: Values) -> Value:
     x, kernel = values
     if isinstance(x, Virtual):
         raise DeclinedError("a weight that is convolved itself")
-    return kernel.product(Conv(x, eqn.params, _shape(eqn)))
+    return kernel.product(Conv(x, eqn.params, _out(eqn)))
 
 
-def _ragged_dot(eqn: Any, values: Sequence[Any]) -> Any:
+def _ragged_dot(eqn: JaxprEqn, values: Values) -> Value:
     x, weight, sizes, *more = values
     numbers = eqn.params.get("ragged_dot_dimension_numbers")
     plain = (((1,), (1,)), ((), ()))
@@ -142,14 +145,14 @@ def _ragged_dot(eqn: Any, values: Sequence[Any]) -> Any:
     )
     if isinstance(x, Virtual) or more or not is_plain or eqn.params.get("group_offset") is not None:
         raise DeclinedError("a ragged product that is not x @ weight[group]")
-    ragged = Ragged(x, sizes, eqn.params.get("precision"), _shape(eqn))
+    ragged = Ragged(x, sizes, eqn.params.get("precision"), _out(eqn))
     return weight.each(lambda view: view.ragged(ragged), ragged.out.dtype)
 
 
-def _gather(eqn: Any, values: Sequence[Any]) -> Any:
+def _gather(eqn: JaxprEqn, values: Values) -> Value:
     weight, index = values
     _check_lookup(eqn, weight)
-    numbers, out = eqn.params["dimension_numbers"], _shape(eqn)
+    numbers, out = eqn.params["dimension_numbers"], _out(eqn)
     axes = numbers.start_index_map
     ends = [weight.shape[axis] - 1 for axis in axes]
     places = [index[..., n] for n in range(len(axes))]
@@ -163,7 +166,7 @@ def _gather(eqn: Any, values: Sequence[Any]) -> Any:
     return weight.each(lambda view: view.looked_up(lookup))
 
 
-def _check_lookup(eqn: Any, weight: Virtual) -> None:
+def _check_lookup(eqn: JaxprEqn, weight: Virtual) -> None:
     """Declines a `gather` that is not a lookup of whole slices."""
     numbers, sizes = eqn.params["dimension_numbers"], eqn.params["slice_sizes"]
     axes, fill = numbers.start_index_map, eqn.params["fill_value"]
@@ -180,16 +183,11 @@ def _check_lookup(eqn: Any, weight: Virtual) -> None:
         raise DeclinedError("a lookup in a sum or multiple that is filled with a number")
 
 
-def _cut(weight: Virtual, axis: int, start: Any, size: int) -> Any:
+def _cut(weight: Virtual, axis: int, start: int | Array, size: int) -> Virtual | Array:
     return weight.each(lambda view: view.cut(axis, start, size))
 
 
-def _shape(eqn: Any) -> jax.ShapeDtypeStruct:
-    aval = eqn.outvars[0].aval
-    return jax.ShapeDtypeStruct(aval.shape, aval.dtype)
-
-
-def _bound(eqn: Any, *values: Any) -> Any:
+def _bound(eqn: JaxprEqn, *values: Array) -> Array:
     """The operation itself on other arrays."""
     return eqn.primitive.bind(*values, **eqn.params)
 

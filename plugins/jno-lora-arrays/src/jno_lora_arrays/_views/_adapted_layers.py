@@ -8,6 +8,7 @@ from typing import Any, TypeGuard
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array
 
 from jno.lora.extending import is_coded, over_stack
@@ -17,6 +18,7 @@ from jno_lora_zoo import (
     LayerKind,
     LinearLayer,
     Method,
+    linear_layer,
     with_attributes,
 )
 
@@ -51,11 +53,10 @@ def weight_of(layer: Any) -> Array:
 
 def kinds_of(adapter: Method) -> str:
     """The kind of each axis of the bare weight of an adapter's base: `s`, `o` or `i`."""
-    base: Any = adapter.base
+    base = adapter.base
     if type(base) is DeclaredArray:
         return base.axes.replace("e", "i")
-    axes: Any = adapter.kind.weight_axes
-    return "s" * (len(base.weight.shape) - 2) + axes
+    return "s" * (len(base.weight.shape) - 2) + str(adapter.kind.weight_axes)
 
 
 def matrix_of(adapter: Method, layer: Any) -> Array:
@@ -68,7 +69,7 @@ def matrix_of(adapter: Method, layer: Any) -> Array:
 
 def matrix_shape(adapter: Method) -> tuple[int, ...]:
     """The shape of the matrix of an adapter's base, with the axes of a stack."""
-    base: Any = adapter.base
+    base = adapter.base
     if type(base) is DeclaredArray:
         return (*base.array.shape[: ArrayLayer.stack_ndim(base)], *base.linear_features())
     *stack, first, second = base.weight.shape
@@ -96,7 +97,7 @@ def times_inputs(adapter: Method, x: Array) -> Array:
 def times_outputs(adapter: Method, y: Array) -> Array:
     """`W'ᵀ y` for vectors `(n, out)`, as `times_inputs`."""
     linear = _as_linear(adapter, y.dtype)
-    x = jax.ShapeDtypeStruct((linear.base.in_features,), y.dtype)
+    x = jax.ShapeDtypeStruct(matrix_shape(adapter)[-1:], y.dtype)
     dtype = jax.eval_shape(linear.forward, x).dtype
     transposed = jax.linear_transpose(linear.forward, x)
     return jax.vmap(lambda row: transposed(row)[0])(y.astype(dtype))
@@ -104,21 +105,16 @@ def times_outputs(adapter: Method, y: Array) -> Array:
 
 def columns(adapter: Method, index: Array) -> Array:
     """The columns of `W'` at a vector of indices, `(n, out)`."""
-    weight = matrix_of(adapter, adapter.base).T
-    sizes = dict(zip(("num_embeddings", "embedding_size"), weight.shape, strict=True))
-    base = with_attributes(object.__new__(eqx.nn.Embedding), {"weight": weight, **sizes})
+    base = eqx.nn.Embedding(weight=matrix_of(adapter, adapter.base).T)
     return jax.vmap(_as_kind(adapter, EmbeddingLayer, base).forward)(index)
 
 
-def _as_linear(adapter: Method, dtype: Any) -> Any:
+def _as_linear(adapter: Method, dtype: DTypeLike) -> Method:
     weight = matrix_of(adapter, adapter.base).astype(dtype)
-    sizes = dict(zip(("out_features", "in_features"), weight.shape, strict=True))
-    fields = {"weight": weight, "bias": None, "use_bias": False, **sizes}
-    base = with_attributes(object.__new__(eqx.nn.Linear), fields)
-    return _as_kind(adapter, LinearLayer, base)
+    return _as_kind(adapter, LinearLayer, linear_layer(weight))
 
 
-def _as_kind(adapter: Method, kind: type[LayerKind], base: Any) -> Any:
+def _as_kind(adapter: Method, kind: type[LayerKind], base: eqx.Module) -> Method:
     """The adapter of one layer around a layer of another kind, with the same matrix."""
     fields = {f.name: getattr(adapter, f.name) for f in dataclasses.fields(adapter)}
     layer = adapter.base
@@ -127,7 +123,7 @@ def _as_kind(adapter: Method, kind: type[LayerKind], base: Any) -> Any:
     else:
         looked_up, inputs_first = None, adapter.kind.weight_axes == "io"
     cls = _class_of(type(adapter), kind, looked_up, inputs_first)
-    converted: Any = with_attributes(object.__new__(cls), {**fields, "base": base})
+    converted: Method = with_attributes(object.__new__(cls), {**fields, "base": base})
     if not converted.has_fast_path():
         raise DeclinedError(f"{type(adapter).__name__} has no fast path here")
     return converted
