@@ -11,7 +11,7 @@ The public interface is not what tests/api/public_api.txt says:
 
 {changes}
 
-If that is not meant, take it back. Else describe it in the first section of docs/changelog.md, and run
+If that is not meant, take it back. Else describe it in docs/changelog.md, and run
 
     python -m docs.update
 """

@@ -56,7 +56,9 @@ def test_our_distributions_require_each_other_as_they_are():
 
 def test_the_version_and_its_bounds_are_the_same_everywhere():
     major, minor, *_ = Version(__version__).release
-    released = re.findall(r"^## \[(\d.*?)\]", (ROOT / "docs/changelog.md").read_text(), re.MULTILINE)
+    released = re.findall(
+        r"^## \[(\d.*?)\]", (ROOT / "docs/changelog.md").read_text(), re.MULTILINE
+    )
     assert released[0] == __version__
     assert f"\nversion: {__version__}\n" in (ROOT / "CITATION.cff").read_text()
     page = "".join((ROOT / "docs" / f"{name}.md").read_text() for name in ("contract", "ship-it"))

@@ -10,11 +10,9 @@ import warnings
 import jax
 import jax.numpy as jnp
 import numpy as np
-import peft
 import pytest
-import torch
-from peft_cases import torch_side  # skips without Torch and PEFT
 from peft_cases.language_twins import DEPTH, TARGETS, WIDTH, WORDS, TorchModel, twin_of
+from peft_cases.torch_side import peft, quiet, torch
 from safetensors.numpy import load_file, save_file
 
 from jno.lora import JnoLoraError, Net
@@ -190,7 +188,7 @@ def loaded(base, folder):
 def made_by_torch(tmp_path_factory):
     folder = tmp_path_factory.mktemp("made_by_torch")
     model = theirs(TorchModel())
-    with torch_side.quiet():
+    with quiet():
         model.save_pretrained(folder)
     proof.write(model, folder, [TOKENS])
     return folder

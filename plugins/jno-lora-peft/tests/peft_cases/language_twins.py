@@ -3,8 +3,8 @@
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import torch
-from torch import nn
+
+from .torch_side import nn, torch
 
 WIDTH, WORDS, DEPTH = 16, 32, 3
 TARGETS = ["query", "value", "output"]

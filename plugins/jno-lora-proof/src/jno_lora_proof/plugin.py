@@ -7,7 +7,7 @@ jno_lora_api = 1
 
 
 @hookimpl
-def jno_lora_proofs() -> Proofs:
+def jno_lora_provers() -> Proofs:
     """What `net.save_adapters(path, proof=inputs)` and `load_adapters(..., prove=True)` call."""
     from ._proof import check, write
 

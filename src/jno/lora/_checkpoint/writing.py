@@ -67,7 +67,7 @@ def save_adapters(
     - `metadata`: a flat dict of strings, bools, finite numbers and lists of these, such as
         `{"nu": 0.05}`. `read_metadata(path)` returns it, and `jno-lora inspect` shows it.
     - `proof`: inputs of the model. The file then keeps what the model computes on them, so that
-        `load_adapters(..., prove=True)` and `jno_lora_proof.prove` find out whether loaded adapters
+        `load_adapters(..., prove=True)` and `prove` of the plugin find out whether loaded adapters
         act. Needs `jno-lora[proof]`.
 
     **Raises:** `CheckpointError` if there are no adapters, an array or a value of the metadata

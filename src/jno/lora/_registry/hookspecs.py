@@ -38,7 +38,7 @@ def jno_lora_sums() -> Any:
 
 
 @hookspec(firstresult=True)
-def jno_lora_proofs() -> Any:
+def jno_lora_provers() -> Any:
     """Return the functions that write and check proofs in files: `jno.lora.extending.Proofs`.
 
     Called for `save_adapters(..., proof=inputs)` and `load_adapters(..., prove=True)`.

@@ -327,7 +327,7 @@ class Registry:
         **Raises:** `PluginError` if no plugin does.
         """
         advice = 'pip install "jno-lora[proof]"'
-        return self._first("jno_lora_proofs", f"write and check proofs in files. {advice}")
+        return self._first("jno_lora_provers", f"write and check proofs in files. {advice}")
 
     def _first(self, name: str, what: str) -> Any:
         self._load(strict=False)

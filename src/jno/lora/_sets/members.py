@@ -89,7 +89,7 @@ class Sums(NamedTuple):
 
 
 class Proofs(NamedTuple):
-    """What a plugin returns from the hook `jno_lora_proofs`.
+    """What a plugin returns from the hook `jno_lora_provers`.
 
     - `write`: `write(model, path, inputs, names)` puts a proof into a file, or a folder of PEFT.
         `names` has the name in the file of each path, where they differ, or is `None`.
