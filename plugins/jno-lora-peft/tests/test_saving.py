@@ -286,3 +286,16 @@ def test_a_sum_of_products_is_written_as_one_lora(save, unsaved, tmp_path):
     assert_same_weights(load_peft(FC, tmp_path / "saved"), summed)
     mixed = sum_adapters(FC, {"lora": sets["lora"], "dora": sets["dora"]})
     unsaved(r"fc .*: its update is not a product of two factors", mixed)
+
+
+def test_another_base_is_noticed_and_exchanged_layers_are_named(tmp_path):
+    layers = [eqx.nn.Linear(4, 4, key=jax.random.key(i)) for i in range(3)]
+    save_peft(Net({"layers": layers}).lora(rank=2), tmp_path)
+    load_peft({"layers": layers}, tmp_path)  # warns of nothing
+    with pytest.warns(match=r"another base.*\n.*layers.0: here is the weight of layers.1"):
+        load_peft({"layers": [layers[1], layers[0], layers[2]]}, tmp_path)
+    other = eqx.nn.Linear(4, 4, key=jax.random.key(7))
+    with pytest.warns(match=r"another base.*\n.*layers.2\n"):
+        load_peft({"layers": [*layers[:2], other]}, tmp_path)
+    half = jax.tree.map(lambda x: x.astype("bfloat16"), eqx.filter(layers, eqx.is_array))
+    load_peft({"layers": eqx.combine(half, layers)}, tmp_path)  # nobody can tell

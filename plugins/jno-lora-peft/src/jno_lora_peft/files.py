@@ -8,6 +8,7 @@ import re
 import secrets
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -46,7 +47,10 @@ def read(directory: Directory) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
 
 
 def write(
-    directory: Directory, config: Mapping[str, object], tensors: Mapping[str, np.ndarray]
+    directory: Directory,
+    config: Mapping[str, object],
+    tensors: Mapping[str, np.ndarray],
+    metadata: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
     """Write both files into `directory`, which is created if it does not exist.
 
@@ -58,7 +62,7 @@ def write(
 
     arrays = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
     # As in PEFT's files; some readers require it.
-    content = safetensors.numpy.save(arrays, metadata={"format": "pt"})
+    content = safetensors.numpy.save(arrays, metadata={"format": "pt", **metadata})
     folder, text = Path(directory), json.dumps(config, indent=2, sort_keys=True) + "\n"
     with format_errors():
         folder.mkdir(parents=True, exist_ok=True)

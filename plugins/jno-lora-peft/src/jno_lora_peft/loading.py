@@ -36,6 +36,7 @@ from jno.lora.extending import (
 from jno_lora_zoo import plain_layer
 
 from .arrays import NewArrays, Place, Source
+from .bases import warn_of_another_base
 from .config import Config
 from .errors import MisfitError, Problems
 from .files import Directory, by_module, not_finite, read
@@ -105,8 +106,8 @@ def load_peft(
     **Returns:** the model with the adapters around its layers. Existing adapters stay. As in PEFT,
     the model is ready for inference: LoRA has the file's dropout, switched off. To train the
     adapters further, call `Net(model).train_adapters()`, and for the dropout
-    `eqx.nn.inference_mode(model, value=False)`. Dropout that an adapter lacks (DoRA), and tensors
-    with NaN or infinity, cause a `JnoLoraWarning`.
+    `eqx.nn.inference_mode(model, value=False)`. Dropout that an adapter lacks (DoRA), tensors with
+    NaN or infinity, and another base (of a file of `save_peft`) cause a `JnoLoraWarning`.
 
     **Raises:** `PeftFormatError` for files that are damaged, have no exact equivalent here, do not
     fit the model, or (without `rename`) lack tensors of a layer that the configuration names
@@ -116,6 +117,7 @@ def load_peft(
     repository without `huggingface_hub`.
     """
     expect_model(model, "load_peft")
+    plain_layers = modules_by_path(model)
     folder, commit = locate(directory, revision, Config.parse)
     settings, tensors = read(folder)
     if commit is not None:
@@ -133,6 +135,9 @@ def load_peft(
         ) from err
     title = f"The {config.type.name} adapter does not fit the model"
     placement.problems.refuse(title, "Nothing was loaded.")
+    brought = placement.tensors.base  # arrays of adapted layers that the file brings itself
+    layers = {n: plain_layers[p] for n, (p, i) in placement.places.items() if not i}
+    warn_of_another_base(folder, {n: layer for n, layer in layers.items() if n not in brought})
     if lines := not_finite(tensors):
         warn(f"Tensors of {os.fspath(directory)!r} hold NaN or infinity:\n{bullets(lines)}")
     adapted = _with_dropout(put_around(model, adapters), adapters, config)

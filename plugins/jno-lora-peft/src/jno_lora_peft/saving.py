@@ -18,6 +18,7 @@ from jno.lora.extending import (
     warn,
 )
 
+from .bases import as_metadata
 from .errors import MisfitError
 from .files import Directory, write
 from .names import EMBEDDING, HEAD, Rename, is_embedding, may_be_tied, module_name
@@ -114,7 +115,9 @@ def save_peft(
         except MisfitError as err:
             raise PeftFormatError(f"{err}. Nothing was written.") from err
         tensors = {**adapters.tensors, **arrays.tensors(), **arrays.head, **shared}
-        write(directory, settings, tensors)
+        nodes = modules_by_path(model)
+        bases = {module: nodes.get(x.adapter.path) for module, x in modules.items()}
+        write(directory, settings, tensors, as_metadata(bases))
     elif arrays.modules:
         settings_alone, tensors = arrays.alone()
         write(directory, {**settings, "inference_mode": True, **settings_alone}, tensors)
