@@ -153,7 +153,7 @@ class LeftOut:
         names = [path for path, _, _ in grouped((show_path(path), ()) for path in self.sizes)]
         more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
         return (
-            f"{left_out:,} parameters ({100 * left_out / self.total:.0f} %) in {layers} "
+            f"{left_out:,} parameters ({100 * left_out / max(self.total, 1):.0f} %) in {layers} "
             f"{'layer' if layers == 1 else 'layers'} have no adapter: "
             f"{', '.join(names[:_NAMED])}{more}"
         )

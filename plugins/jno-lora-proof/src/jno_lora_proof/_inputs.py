@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from jno.lora import SelectionError
+from jno.lora import SelectionError, resolve
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +58,8 @@ class Inputs:
 
         **Raises:** `SelectionError` if the model is random.
         """
-        model, call = eqx.nn.inference_mode(model), self.call or _call
+        # Adapters that train one array together are called after `resolve`.
+        model, call = resolve(eqx.nn.inference_mode(model)), self.call or _call
         args, kwargs = self.arrays()
 
         def run(model: PyTree, args: Any, kwargs: Any) -> PyTree:

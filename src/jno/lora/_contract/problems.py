@@ -94,7 +94,7 @@ def _constructor_mistakes(cls: type[LoRAWrapper], fields: Mapping[str, Any]) -> 
 def _attribute_mistakes(cls: type[LoRAWrapper]) -> Iterator[str]:
     members = ChainMap(*map(vars, cls.__mro__))  # pyright: ignore[reportArgumentType]
     for name in _CLASSMETHODS:
-        if not isinstance(members.get(name), classmethod | staticmethod | None):
+        if not isinstance(members.get(name), classmethod | None):
             yield f"`{name}` must be a classmethod"
     if not issubclass(cls, MatrixAdapter):
         for name in sorted(_OF_MATRICES & {name for base in cls.__mro__ for name in vars(base)}):

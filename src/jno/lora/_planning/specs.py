@@ -77,11 +77,13 @@ def parse_specs(
             "`target` and `specs` were both given. Put the target into each spec: "
             f'specs=[{{"target": {call.target!r}, ...}}]'
         )
-    if isinstance(specs, Mapping | Spec | str):
+    if isinstance(specs, Mapping | Spec | str) or not isinstance(specs, Iterable):
         raise SelectionError(f"`specs` must be a list of specs, [{{...}}], but is {specs!r}.")
     rules: list[Rule] = []
     for index, given in enumerate(specs):
         label = f"specs[{index}]"
+        if not isinstance(given, Mapping | Spec):
+            raise SelectionError(f"{label} must be a dict or a `Spec`, but is {given!r}.")
         values = given if isinstance(given, Mapping) else vars(given)
         if unknown := [key for key in values if key not in _KEYS]:
             raise SelectionError(explain_unknown(f"{label}, a spec, has no", unknown, _KEYS))
@@ -98,7 +100,8 @@ def _parse(registry: Registry, model: PyTree, spec: Spec, label: str, argument: 
         advice = " Give `rank` in the call, or in the spec."
         check_rank(spec.rank, f"The rank of {label}", advice)
     alpha, options = spec.alpha, {} if spec.options is None else spec.options
-    if alpha is not None and not (isinstance(alpha, numbers.Real) and math.isfinite(alpha)):
+    is_number = isinstance(alpha, numbers.Real) and not isinstance(alpha, bool)
+    if alpha is not None and not (is_number and math.isfinite(alpha)):
         raise SelectionError(f"The alpha of {label} must be a finite number, but is {alpha!r}.")
     if not isinstance(options, Mapping):
         raise SelectionError(
