@@ -177,7 +177,7 @@ MODEL = {
         ("attention/output_proj", {"inputs": 1}, "The inputs of .*output_proj.* into heads"),
         ("linear", {"inputs": 1, "start": "mean"}, "how new outputs start, and there are none"),
         ("table", {"outputs": 1, "start": "mean"}, "how new tokens start.*`inputs=`"),
-        ("linear", {"outputs": -1}, "at least 0, but is -1"),
+        ("linear", {"outputs": -1}, "must be at least 0, but are .*-1"),
         ("linear", {"outputs": 0}, "give `outputs=` or `inputs=`"),
         ("linear", {"outputs": 1, "start": "ones"}, "one of .*'random'"),
         ("linear", {"outputs": 1, "start": "random"}, "needs a `key=`"),

@@ -29,7 +29,7 @@ def plain_layer(layer: Any) -> Any:
 
     Libraries whose files know only such layers ask for it. It returns `layer` itself unless the
     plugin of the library has registered the layer's class. The weight keeps the axes of a stack. A
-    linear layer has the method `linear_features`, which returns `(out, in)`; an embedding has
-    `num_embeddings` and `embedding_size`.
+    linear layer has `out_features` and `in_features`, and an embedding `num_embeddings` and
+    `embedding_size`.
     """
     return layer

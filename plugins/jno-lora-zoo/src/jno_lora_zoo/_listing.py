@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, TypeAlias
 
 import click
 import equinox as eqx
@@ -12,6 +12,7 @@ import jax
 from jno.lora import LoRAWrapper, PluginRecord, Table
 from jno.lora.extending import Composite, default_registry, print_table, safely_applies, table
 
+Listed: TypeAlias = dict[str, Any]  # the facts about an adapter, as JSON holds them
 _UNCOMMON = "(others)"  # the layers of an adapter that claims no common Equinox layer
 
 
@@ -30,24 +31,25 @@ def adapters(variant: str | None, as_json: bool) -> None:
         print_table(methods_as_table(listed) if variant is None else adapters_as_table(listed))
 
 
-def installed_adapters(records: tuple[PluginRecord, ...]) -> list[dict[str, Any]]:
+def installed_adapters(records: tuple[PluginRecord, ...]) -> list[Listed]:
     """One JSON object per adapter. `layers` are the common Equinox layers that it claims."""
-    attributes = ("name", "qualified_name", "distribution", "version")
     layers = _common_layers()
-    wrappers = [wrapper for record in records for wrapper in record.wrappers]
     # `lora` does not make composites.
-    wrappers = [wrapper for wrapper in wrappers if not issubclass(wrapper.cls, Composite)]
+    wrappers = [
+        w for record in records for w in record.wrappers if not issubclass(w.cls, Composite)
+    ]
     methods = _methods_of(wrapper.cls for wrapper in wrappers)
     return [
         {
-            **{name: getattr(wrapper, name) for name in attributes},
+            "name": wrapper.name,
+            "qualified_name": wrapper.qualified_name,
+            "distribution": wrapper.distribution,
+            "version": wrapper.version,
             "variant": wrapper.adapter.variant,
             "method": methods[wrapper.cls],
             "family": wrapper.cls.about.family,
             "auto": wrapper.cls.auto,
-            "layers": [
-                name for name, layer in layers.items() if safely_applies(wrapper.cls, layer)
-            ],
+            "layers": [name for name, x in layers.items() if safely_applies(wrapper.cls, x)],
             "formula": wrapper.cls.about.formula,
             "paper": wrapper.cls.about.paper,
         }
@@ -57,8 +59,8 @@ def installed_adapters(records: tuple[PluginRecord, ...]) -> list[dict[str, Any]
 
 def _methods_of(classes: Iterable[type[LoRAWrapper]]) -> dict[type[LoRAWrapper], str]:
     """The name of each adapter's method: the shortest variant with its paper and formula."""
-    names: dict[Any, str] = {}
-    keys: dict[type[LoRAWrapper], Any] = {}
+    names: dict[object, str] = {}
+    keys: dict[type[LoRAWrapper], object] = {}
     for cls in classes:
         about, variant = cls.about, cls.variant or cls.__name__
         keys[cls] = (about.paper, about.formula) if about.paper else variant
@@ -66,7 +68,7 @@ def _methods_of(classes: Iterable[type[LoRAWrapper]]) -> dict[type[LoRAWrapper],
     return {cls: names[key] for cls, key in keys.items()}
 
 
-def _common_layers() -> dict[str, Any]:
+def _common_layers() -> dict[str, eqx.Module]:
     """Small examples of common Equinox layers, by the names of their classes."""
     nn, key = eqx.nn, jax.random.key(0)
     layers = [nn.Linear(6, 4, key=key), nn.Conv1d(4, 5, 3, key=key), nn.Conv2d(4, 6, 3, key=key)]
@@ -76,29 +78,26 @@ def _common_layers() -> dict[str, Any]:
     return {type(layer).__name__: layer for layer in layers}
 
 
-def adapters_as_table(adapters: list[dict[str, Any]]) -> Table:
+def adapters_as_table(adapters: list[Listed]) -> Table:
     names = ("name", "variant", "layers", "parameters", "paper", "distribution")
-    rows = (
-        (
-            adapter["name"],
-            adapter["variant"] or "",
-            ", ".join(adapter["layers"]) or _UNCOMMON,
-            *(adapter[key] or "" for key in ("formula", "paper", "distribution")),
-        )
-        for adapter in adapters
-    )
+    rows: list[tuple[str, ...]] = []
+    for adapter in adapters:
+        layers = ", ".join(adapter["layers"]) or _UNCOMMON
+        facts = (adapter[key] or "" for key in ("formula", "paper", "distribution"))
+        rows.append((adapter["name"], adapter["variant"] or "", layers, *facts))
     return table(f"{len(adapters)} adapters", [(name, "left") for name in names], rows)
 
 
-def methods_as_table(adapters: list[dict[str, Any]]) -> Table:
-    methods: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+def methods_as_table(adapters: list[Listed]) -> Table:
+    methods: dict[tuple[str, str, str], list[Listed]] = {}
     for adapter in adapters:
         key = (adapter["family"] or "others", adapter["method"], adapter["formula"] or "")
         methods.setdefault(key, []).append(adapter)
     rows: list[tuple[str, ...]] = []
     for family, name, formula in sorted(methods):
-        if (f"{family}:", "", "", "") not in rows:
-            rows.append((f"{family}:", "", "", ""))
+        heading = (f"{family}:", "", "", "")
+        if heading not in rows:
+            rows.append(heading)
         group = methods[family, name, formula]
         rows.append((f"  {name}", formula, _few_layers(group), group[0]["paper"] or ""))
     columns = [(name, "left") for name in ("variant", "parameters", "layers (adapters)", "paper")]
@@ -106,7 +105,7 @@ def methods_as_table(adapters: list[dict[str, Any]]) -> Table:
     return table(f"{len(adapters)} adapters", columns, rows, caption)
 
 
-def _few_layers(adapters: list[dict[str, Any]]) -> str:
+def _few_layers(adapters: list[Listed]) -> str:
     """The first common layers that the adapters of a method claim, and the number of adapters."""
     claimed = (layer for adapter in adapters for layer in adapter["layers"])
     kinds = list(dict.fromkeys(re.sub(r"\dd$", "", layer) for layer in claimed))

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from jno.lora import LoRAWrapper, Shared, Term, WrapperError
 from jno.lora.extending import over_stack, run, widest, with_arrays
@@ -112,7 +112,7 @@ class MethodPerMatrix(MatricesLayer):
         return self._adapters_around(self.linear_layers(self.base))
 
     def merge(self) -> eqx.Module:
-        return self._with_each(_merged)
+        return self._with_each("merge")
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The adapted layer's output, for the arguments that the layer itself takes."""
@@ -208,9 +208,9 @@ class MethodPerMatrix(MatricesLayer):
                 adapters[name] = with_attributes(object.__new__(self.of_one_matrix), values)
         return adapters
 
-    def _with_each(self, function: Callable[[Method], eqx.nn.Linear]) -> eqx.Module:
-        """The base with the linear layer that `function` returns for each adapter."""
-        linears = {name: run(function, a) for name, a in self.adapters().items()}
+    def _with_each(self, method: str) -> eqx.Module:
+        """The base with the linear layers that a method of the adapter of each matrix returns."""
+        linears = {name: run(_each_slice, method, a) for name, a in self.adapters().items()}
         return self.with_linear_layers(self.base, linears)
 
 
@@ -317,25 +317,19 @@ def _modes(adapter: Method) -> int:
     return LinearLayer.stack_ndim(adapter.base)
 
 
-def _merged(adapter: Method) -> eqx.nn.Linear:
-    return over_stack(lambda a: a.merge(), _modes(adapter))(adapter)
-
-
-def _unwrapped(adapter: Method) -> eqx.nn.Linear:
-    return over_stack(lambda a: a.unwrap(), _modes(adapter))(adapter)
+def _each_slice(method: str, adapter: Method) -> PyTree:
+    """The result of a method of the adapter, for each slice of a matrix with modes."""
+    return over_stack(lambda one: getattr(one, method)(), _modes(adapter))(adapter)
 
 
 def _unwrap(layer: MethodPerMatrix) -> eqx.Module:
     """The base with the matrices that it had before adapting."""
-    return layer._with_each(_unwrapped)
+    return layer._with_each("unwrap")
 
 
 def _penalty(layer: MethodPerMatrix) -> Float[Array, ""]:
     """The sum of the penalties of all matrices."""
-    terms = [
-        jnp.sum(over_stack(lambda a: a.penalty(), _modes(adapter))(adapter))
-        for adapter in layer.adapters().values()
-    ]
+    terms = [jnp.sum(_each_slice("penalty", adapter)) for adapter in layer.adapters().values()]
     return sum(terms[1:], terms[0])
 
 

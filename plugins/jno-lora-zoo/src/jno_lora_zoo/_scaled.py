@@ -1,7 +1,6 @@
 """Methods that add an update to the weight, with a scale that depends on `alpha` and the rank."""
 
 import abc
-import contextlib
 import functools
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -9,6 +8,7 @@ from typing import Any, ClassVar
 import equinox as eqx
 import jax.numpy as jnp
 from jax.tree_util import Partial
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from ._arrays import Matrix, in_compute_dtype
@@ -40,6 +40,8 @@ class Scaled(Method):
     @classmethod
     def scale_for(cls, rank: int, alpha: float) -> float:
         """The factor `s` of the update, for the effective rank: linear in `alpha`, or always 1."""
+        if not cls.has_alpha:
+            return 1.0
         return alpha if cls._scales_by_alpha else alpha / rank
 
     @property
@@ -94,7 +96,7 @@ class Additive(Scaled):
     def law(self, W: Matrix) -> Matrix:
         return W + self.update(W)
 
-    def forward(self, x: Any) -> Array:
+    def forward(self, x: ArrayLike) -> Array:
         # Only the shape, because the matrix may be another array, such as the weight's transpose.
         shape = eqx.filter_eval_shape(self.matrix, self.base).shape
         by_column = type(self).column is not Additive.column
@@ -110,12 +112,11 @@ def as_multiplier(value: Any) -> Float[Array, ""] | None:
     """The field for the option. **Raises:** `ValueError` unless it is one number or `None`."""
     if value is None:
         return None
-    array = None
-    if not isinstance(value, str):
-        with contextlib.suppress(TypeError, ValueError):  # JAX raises them for other objects
-            # Copied because it is a leaf of each layer, and a buffer in two leaves cannot be
-            # donated.
-            array = jnp.copy(jnp.asarray(value, jnp.float32))
+    try:
+        # A copy, as it is a leaf of each layer, and a buffer in two leaves cannot be donated.
+        array = jnp.copy(jnp.asarray(value)).astype(jnp.float32)
+    except (TypeError, ValueError):  # not a number
+        array = None
     if array is None or array.shape != ():
         raise ValueError(f"`multiplier` must be one real number, but is {value!r}")
     return array

@@ -32,7 +32,7 @@ from .adapters import Grown, GrownConv, GrownEmbedding, GrownLinear
 M = TypeVar("M")
 
 # The adapter of each kind of layer, and the sizes of its layers: outputs, inputs.
-_KINDS: dict[Any, tuple[str, str]] = {
+_KINDS: dict[type[Grown], tuple[str, str]] = {
     GrownLinear: ("out_features", "in_features"),
     GrownConv: ("out_channels", "in_channels"),
     GrownEmbedding: ("embedding_size", "num_embeddings"),
@@ -88,9 +88,9 @@ def grow(
         )
     cls = _class_for(layer)
     _check(model, path, layer, cls)
-    outputs, inputs = _checked_sizes(model, path, outputs, inputs)
-    number = (outputs, inputs)[cls.start_axis]
-    checked_start = _checked_start(start, number, key, layer, cls)
+    outputs, inputs = operator.index(outputs), operator.index(inputs)
+    _check_sizes(model, path, outputs, inputs)
+    checked_start = _checked_start(start, (outputs, inputs)[cls.start_axis], key, layer, cls)
     columns = inputs * math.prod(getattr(layer, "kernel_size", ()))
     rank = outputs + columns
 
@@ -140,7 +140,7 @@ def load_grown(
     return load_adapters(model, file, strict=strict, wrappers=classes)
 
 
-def _class_for(layer: Any) -> Any:
+def _class_for(layer: object) -> Any:
     return next((cls for cls in _KINDS if cls.applies_to(layer)), None)
 
 
@@ -172,13 +172,11 @@ def _check(model: Any, path: str, layer: Any, cls: Any) -> None:
         )
 
 
-def _checked_sizes(model: Any, path: str, outputs: Any, inputs: Any) -> tuple[int, int]:
-    sizes: dict[str, int] = {}
-    for name, number in {"outputs": outputs, "inputs": inputs}.items():
-        size = _integer(number)
-        if size is None or size < 0:
-            raise SelectionError(f"`{name}` must be an integer of at least 0, but is {number!r}.")
-        sizes[name] = size
+def _check_sizes(model: Any, path: str, outputs: int, inputs: int) -> None:
+    """**Raises:** `SelectionError` unless the layer at `path` can grow by these numbers."""
+    sizes = {"outputs": outputs, "inputs": inputs}
+    if min(sizes.values()) < 0:
+        raise SelectionError(f"`outputs` and `inputs` must be at least 0, but are {sizes}.")
     if not any(sizes.values()):
         raise SelectionError(f"Nothing grows at {show_path(path)!r}: give `outputs=` or `inputs=`.")
     parent, _, name = path.rpartition("/")
@@ -188,19 +186,16 @@ def _checked_sizes(model: Any, path: str, outputs: Any, inputs: Any) -> tuple[in
             f"The {_HEADS[name]} of {show_path(path)!r} cannot grow: the attention cuts them into "
             "heads, so that old outputs would change."
         )
-    return sizes["outputs"], sizes["inputs"]
 
 
-def _integer(number: Any) -> int | None:
-    """`number` as an integer; `None` if it is a bool or not an integer."""
-    try:
-        return None if isinstance(number, bool) else operator.index(number)
-    except TypeError:
-        return None
-
-
-def _checked_start(start: Any, number: int, key: Any, layer: Any, cls: Any) -> Any:
-    names = ("zeros", "mean", "random")
+def _checked_start(
+    start: str | Iterable[SupportsIndex] | None,
+    number: int,
+    key: PRNGKeyArray | None,
+    layer: Any,
+    cls: type[Grown],
+) -> str | tuple[int, ...]:
+    """How the `number` of new entries start: a name, or the indices of old rows."""
     if start is None:
         return ("zeros", "mean")[cls.start_axis]
     if not number:
@@ -210,14 +205,14 @@ def _checked_start(start: Any, number: int, key: Any, layer: Any, cls: Any) -> A
             f"`{option}`."
         )
     if isinstance(start, str):
+        names = ("zeros", "mean", "random")
         if start not in names:
             raise SelectionError(f"`start` must be one of {names} or numbers, but is {start!r}.")
         if start == "random" and key is None:
             raise SelectionError('start="random" needs a `key=` as well: jax.random.key(0)')
         return start
-    old = getattr(layer, _KINDS[cls][cls.start_axis])
-    rows = tuple(map(_integer, start)) if isinstance(start, Iterable) else ()
-    if len(rows) != number or not all(row is not None and 0 <= row < old for row in rows):
+    rows, old = tuple(map(operator.index, start)), getattr(layer, _KINDS[cls][cls.start_axis])
+    if len(rows) != number or not all(0 <= row < old for row in rows):
         raise SelectionError(
             f"`start` must hold {number} numbers of old rows, at least 0 and below {old}, but is "
             f"{start!r}."

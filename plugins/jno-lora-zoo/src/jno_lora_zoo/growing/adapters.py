@@ -1,10 +1,12 @@
 """Adapters of grown layers: their new outputs, inputs and tokens."""
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from jno.lora import About, LowRankForm
@@ -42,7 +44,14 @@ class Grown(Method):
     new_bias: Float[Array, " rows"] | None
 
     def start(
-        self, W: Matrix, r: int, key: PRNGKeyArray, dtype: Any, *, rows: int = 0, columns: int = 0
+        self,
+        W: Matrix,
+        r: int,
+        key: PRNGKeyArray,
+        dtype: Any,
+        *,
+        rows: int = 0,
+        columns: int = 0,
     ) -> dict[str, Any]:
         outputs, inputs = W.shape
         if not (0 <= rows < outputs and 0 <= columns < inputs and rows + columns):
@@ -58,7 +67,7 @@ class Grown(Method):
         }
 
     @classmethod
-    def options_of(cls, state: Any) -> dict[str, Any]:
+    def options_of(cls, state: Mapping[str, Array]) -> dict[str, Any]:
         return {"rows": state["new_rows"].shape[0], "columns": state["new_columns"].shape[1]}
 
     def law(self, W: Matrix) -> Matrix:
@@ -85,7 +94,7 @@ class Grown(Method):
         shift = None if self.new_bias is None else jnp.pad(self.new_bias, (old, 0))
         return LowRankForm(A, B, shift=shift)
 
-    def forward(self, x: Any) -> Array:
+    def forward(self, x: ArrayLike) -> Array:
         return self.plus(x, Update(self.update, self._times, self._column))
 
     def _times(self, v: Array) -> Array:
@@ -134,7 +143,7 @@ class GrownEmbedding(Grown, EmbeddingLayer):
     start_axis = 1
 
 
-def started_rows(start: str | tuple[int, ...], old: Array, number: int, key: Any) -> Array:
+def started_rows(start: str | tuple[int, ...], old: Array, number: int, key: PRNGKeyArray) -> Array:
     """`number` new rows from the `old` rows: their mean, random rows, or copies by index."""
     shape = (number, *old.shape[1:])
     if start == "random":

@@ -2,15 +2,13 @@
 
 from typing import Any
 
-import equinox as eqx
 import jax.numpy as jnp
+from equinox import nn
 
 from jno.lora import ConvLike
 
 from .._arrays import describe
 from .kernel import KernelLayer, kernel_shape
-
-_Transpose = eqx.nn.ConvTranspose
 
 
 class ConvLayer(KernelLayer):
@@ -20,12 +18,12 @@ class ConvLayer(KernelLayer):
     *kernel_size)`. Other layouts (channel-last) and transposed convolutions are not claimed.
     """
 
-    exact_classes = (eqx.nn.Conv, eqx.nn.Conv1d, eqx.nn.Conv2d, eqx.nn.Conv3d)
+    exact_classes = (nn.Conv, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
     @classmethod
     def fits(cls, leaf: object) -> bool:
-        if not isinstance(leaf, eqx.nn.Conv):
-            if isinstance(leaf, _Transpose) or not isinstance(leaf, ConvLike):
+        if not isinstance(leaf, nn.Conv):
+            if isinstance(leaf, nn.ConvTranspose) or not isinstance(leaf, ConvLike):
                 return False
             if hasattr(leaf, "output_padding") or not hasattr(leaf, "kernel_size"):
                 return False
@@ -33,7 +31,7 @@ class ConvLayer(KernelLayer):
 
     @classmethod
     def misfit(cls, leaf: Any) -> str | None:
-        if isinstance(leaf, _Transpose):
+        if isinstance(leaf, nn.ConvTranspose):
             return 'a transposed convolution, adapted on request: `wrapper="LoRAConvTranspose"`'
         if hasattr(leaf, "output_padding"):
             return (
@@ -42,7 +40,7 @@ class ConvLayer(KernelLayer):
             )
         # Other plugins adapt weights with modes.
         is_of_modes = jnp.iscomplexobj(leaf.weight) and not hasattr(leaf, "kernel_size")
-        if leaf.weight.ndim < 3 or isinstance(leaf, eqx.nn.LayerNorm) or is_of_modes:
+        if leaf.weight.ndim < 3 or isinstance(leaf, nn.LayerNorm) or is_of_modes:
             return None
         sizes = ("in_channels", "out_channels", "kernel_size")
         undeclared = [name for name in sizes if name not in dir(leaf)]
@@ -67,13 +65,8 @@ class ConvTransposeLayer(KernelLayer):
     claimed, because other libraries swap the first two axes.
     """
 
-    exact_classes = (
-        _Transpose,
-        eqx.nn.ConvTranspose1d,
-        eqx.nn.ConvTranspose2d,
-        eqx.nn.ConvTranspose3d,
-    )
+    exact_classes = (nn.ConvTranspose, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
     @classmethod
     def fits(cls, leaf: object) -> bool:
-        return isinstance(leaf, _Transpose) and cls.keeps_layout(leaf)
+        return isinstance(leaf, nn.ConvTranspose) and cls.keeps_layout(leaf)

@@ -47,15 +47,15 @@ class InNormLayer(LayerKind):
         )
 
     @classmethod
-    def stack_ndim(cls, leaf: Norm) -> int:
+    def stack_ndim(cls, leaf: Any) -> int:
         return _kind(leaf).stack_ndim(leaf.layer)
 
     @classmethod
-    def matrix(cls, layer: Any) -> Matrix:
+    def matrix(cls, layer: Norm) -> Matrix:
         return _kind(layer).matrix(layer.layer)
 
     @classmethod
-    def with_matrix(cls, base: Any, matrix: Matrix) -> eqx.Module:
+    def with_matrix(cls, base: Norm, matrix: Matrix) -> eqx.Module:
         layer = _kind(base).with_matrix(base.layer, matrix)
         return eqx.tree_at(lambda norm: norm.layer, base, layer)
 
@@ -69,16 +69,16 @@ class InNormLayer(LayerKind):
         return _kind(layer).outputs_of(layer.layer, y[0] if isinstance(y, tuple) else y)
 
     @classmethod
-    def bias_of(cls, layer: Any) -> Bias | None:
+    def bias_of(cls, layer: Norm) -> Bias | None:
         return _kind(layer).bias_of(layer.layer)
 
     @classmethod
-    def replace_bias(cls, base: Any, bias: Bias) -> eqx.Module:
+    def replace_bias(cls, base: Norm, bias: Bias) -> eqx.Module:
         layer = _kind(base).replace_bias(base.layer, bias)
         return eqx.tree_at(lambda norm: norm.layer, base, layer)
 
     @classmethod
-    def mesh_axes(cls, base: Any) -> MeshAxes:
+    def mesh_axes(cls, base: Norm) -> MeshAxes:
         return _kind(base).mesh_axes(base.layer)
 
 

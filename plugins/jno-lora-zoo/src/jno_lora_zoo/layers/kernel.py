@@ -3,7 +3,7 @@
 import copy
 import dataclasses
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeAlias
 
 import equinox as eqx
 import jax
@@ -24,7 +24,10 @@ from .._arrays import (
     sharded_over,
 )
 from .._derivatives import differentiated_by
-from .._layer_kind import Bias, Factor, LayerKind, Map, MeshAxes, Update, unchanged
+from .._layer_kind import Bias, Factor, LayerKind, Map, MeshAxes, T, Update, unchanged
+
+# A convolution without its arrays: how it pads, strides, dilates and groups.
+Frame: TypeAlias = eqx.nn.Conv | eqx.nn.ConvTranspose
 
 
 class KernelLayer(LayerKind):
@@ -89,23 +92,23 @@ class KernelLayer(LayerKind):
     def reads_features(self) -> bool:
         return self.base.groups == 1 and set(kernel_shape(self.base)[2:]) == {1}
 
-    def product(self, x: Any, before: Map = unchanged) -> Array:
+    def product(self, x: Array, before: Map = unchanged) -> Array:
         weight = self.base.weight
         if is_coded(weight):
             return weight.applied(_Convolution(self._frame()), before(x))
         return _convolve(self._frame(), before(x), self._weight)
 
-    def down(self, x: Any, A: Factor) -> Array:
+    def down(self, x: Array, A: Factor) -> Array:
         return _down(self._frame(), x, A)
 
     def low_rank(
         self,
-        x: Any,
+        x: Array,
         A: Factor,
         B: Factor,
         between: Map = unchanged,
         after: Map = unchanged,
-        seen: Any = None,
+        seen: Array | None = None,
     ) -> Array:
         frame = self._frame()
         if self._rounds or seen is not None:
@@ -117,12 +120,12 @@ class KernelLayer(LayerKind):
             return _merged_product(x, weight, A, B, frame=frame)
         return _convolve(frame, x, _adapted(weight, A, B))
 
-    def on_output(self, x: Any, f: Callable[[Array, Any], Array], p: Any) -> Array:
+    def on_output(self, x: Array, f: Callable[[Array, T], Array], p: T) -> Array:
         if self._rounds:
             return f(self.product(x), p)
         return _with_rows_changed(x, self._weight, p, f=f, frame=self._frame())
 
-    def plus(self, x: Any, U: Update) -> Array:
+    def plus(self, x: Array, U: Update) -> Array:
         update = cast_like(U.matrix(), self.base.weight).reshape(self.base.weight.shape)
         if self._rounds:
             return self.product(x) + _convolve(self._frame(), x, update)
@@ -141,12 +144,11 @@ class KernelLayer(LayerKind):
         weight = self.base.weight
         return is_coded(weight) or dtype_of(weight).itemsize < 4
 
-    def _frame(self) -> Any:
-        """The base without its arrays: how it pads, strides, dilates and groups."""
+    def _frame(self) -> Frame:
         return eqx.filter(self.base, eqx.is_array, inverse=True)
 
 
-def _convolve(frame: Any, x: Array, kernel: Array) -> Array:
+def _convolve(frame: Frame, x: Array, kernel: Array) -> Array:
     """The convolution of the base, with another kernel and without a bias."""
     bias = jnp.zeros((kernel.shape[0], *(1,) * (kernel.ndim - 2)), kernel.dtype)
     arrays = (kernel, bias) if frame.use_bias else (kernel, None)
@@ -157,13 +159,13 @@ def _convolve(frame: Any, x: Array, kernel: Array) -> Array:
 class _Convolution:
     """`_convolve` as a function of kernel and input. Equal for layers that convolve alike."""
 
-    frame: Any
+    frame: Frame
 
     def __call__(self, kernel: Array, x: Array) -> Array:
         return _convolve(self.frame, x, kernel)
 
 
-def is_narrow(frame: Any, r: int) -> bool:
+def is_narrow(frame: Frame, r: int) -> bool:
     """Whether `r` channels for each group are few: together at most half of the outputs.
 
     The derivative with respect to `A` and `B` costs two convolutions to those channels, compared
@@ -174,7 +176,7 @@ def is_narrow(frame: Any, r: int) -> bool:
     return 2 * frame.groups * r <= frame.out_channels
 
 
-def _down(frame: Any, x: Array, A: Float[Array, "r in"]) -> Float[Array, "r groups *sizes"]:
+def _down(frame: Frame, x: Array, A: Float[Array, "r in"]) -> Float[Array, "r groups *sizes"]:
     # All groups have the same A, so they can be treated as a batch. On a CPU, XLA takes ten times
     # as long for the kernel's gradient of a convolution with groups.
     kernel = A.astype(x.dtype).reshape(A.shape[0], *kernel_shape(frame)[1:])
@@ -185,7 +187,7 @@ def _down(frame: Any, x: Array, A: Float[Array, "r in"]) -> Float[Array, "r grou
     return jnp.swapaxes(h, 0, 1)
 
 
-def _up(frame: Any, h: Array, B: Float[Array, "out r"]) -> Array:
+def _up(frame: Frame, h: Array, B: Float[Array, "out r"]) -> Array:
     r, groups, *sizes = h.shape
     B = B.astype(h.dtype).reshape(groups, -1, r)
     if groups > 1 and not is_narrow(frame, r):
@@ -199,7 +201,7 @@ def _up(frame: Any, h: Array, B: Float[Array, "out r"]) -> Array:
 
 
 def _merged_product_rule(
-    y: Array, primals: Any, tangents: Any, *, frame: Any
+    y: Array, primals: Any, tangents: Any, *, frame: Frame
 ) -> tuple[Array, Array | None]:
     """Derivatives through `r` channels for `A` and `B`, instead of through the whole kernel."""
     (x, weight, A, B), (dx, dweight, dA, dB) = primals, tangents
@@ -216,7 +218,7 @@ def _merged_product_rule(
 
 
 @differentiated_by(_merged_product_rule)
-def _merged_product(x: Array, weight: Array, A: Array, B: Array, *, frame: Any) -> Array:
+def _merged_product(x: Array, weight: Array, A: Array, B: Array, *, frame: Frame) -> Array:
     """`(W + B A) x` as one convolution, which is cheaper than two beside it."""
     return _convolve(frame, x, _adapted(weight, A, B))
 
@@ -226,7 +228,7 @@ def _adapted(weight: Array, A: Array, B: Array) -> Array:
 
 
 def _with_rows_changed_rule(
-    y: Array, primals: Any, tangents: Any, *, f: Any, frame: Any
+    y: Array, primals: Any, tangents: Any, *, f: Any, frame: Frame
 ) -> tuple[Array, Array | None]:
     """The value and derivative of `f(W x, p)`, without the derivative of the whole kernel."""
 
@@ -237,7 +239,7 @@ def _with_rows_changed_rule(
 
 
 @differentiated_by(_with_rows_changed_rule)
-def _with_rows_changed(x: Array, weight: Array, p: Any, *, f: Any, frame: Any) -> Array:
+def _with_rows_changed(x: Array, weight: Array, p: Any, *, f: Any, frame: Frame) -> Array:
     """`f(W, p) x` as one convolution, because a kernel has fewer numbers than the outputs."""
     return _convolve(frame, x, f(weight, p))
 

@@ -45,7 +45,9 @@ class LinearLayer(MatrixLayer):
         sizes = (_size(leaf.out_features), _size(leaf.in_features))
         if 0 in sizes:
             return f"its weight {describe(leaf.weight)} is empty"
-        if any(_derives_from("TakenApart", node) for node in _nodes_in(leaf.weight)):
+        # The nodes that `declare_raw` took apart are leaves here.
+        nodes = jax.tree.leaves(leaf.weight, is_leaf=lambda x: _derives_from("TakenApart", x))
+        if any(_derives_from("TakenApart", node) for node in nodes):
             return "its raw arrays are declared: select them by their paths, such as '/raw/0$'"
         if _derives_from("AbstractUnwrappable", leaf.weight):
             name = type(leaf.weight).__name__
@@ -108,11 +110,6 @@ def _plus(weight: Any, matrix: Callable[[], Matrix], x: Array) -> Array:
 def _derives_from(name: str, node: object) -> bool:
     # By its name, because its plugin or library may not be installed.
     return any(cls.__name__ == name for cls in type(node).__mro__)
-
-
-def _nodes_in(weight: object) -> list[object]:
-    """The leaves of `weight`, and the nodes in it that `declare_raw` took apart."""
-    return jax.tree.leaves(weight, is_leaf=lambda node: _derives_from("TakenApart", node))
 
 
 def _size(features: int | str) -> int | str:

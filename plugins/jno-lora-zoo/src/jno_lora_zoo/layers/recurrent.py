@@ -32,13 +32,9 @@ class RecurrentLayer(LayerKind):
         if not isinstance(leaf, Cell):
             return False
         ih, hh = leaf.weight_ih, leaf.weight_hh
-        outputs = hh.shape[-2] if is_float_array(hh) else None
-        return (
-            is_float_array(ih)
-            and ih.shape[-2:] == (outputs, leaf.input_size)
-            and hh.shape[-1] == leaf.hidden_size
-            and 0 not in ih.shape
-        )
+        if not (is_float_array(ih) and is_float_array(hh)) or 0 in ih.shape:
+            return False
+        return ih.shape[-2:] == (hh.shape[-2], leaf.input_size) and hh.shape[-1] == leaf.hidden_size
 
     @classmethod
     def misfit(cls, leaf: object) -> str | None:
@@ -50,33 +46,33 @@ class RecurrentLayer(LayerKind):
         )
 
     @classmethod
-    def stack_ndim(cls, leaf: Cell) -> int:
+    def stack_ndim(cls, leaf: Any) -> int:
         return leaf.weight_ih.ndim - 2
 
     @classmethod
-    def matrix(cls, layer: Any) -> Float[Array, "out in"]:
+    def matrix(cls, layer: Cell) -> Float[Array, "out in"]:
         ih, hh = in_compute_dtype(layer.weight_ih), in_compute_dtype(layer.weight_hh)
         dtype = jnp.result_type(ih, hh)
         return jnp.concatenate([ih.astype(dtype), hh.astype(dtype)], axis=1)
 
     @classmethod
-    def with_matrix(cls, base: Any, matrix: Float[Array, "out in"]) -> eqx.Module:
+    def with_matrix(cls, base: Cell, matrix: Float[Array, "out in"]) -> eqx.Module:
         ih, hh = jnp.split(matrix, [base.weight_ih.shape[1]], axis=1)
         weights = (cast_like(ih, base.weight_ih), cast_like(hh, base.weight_hh))
         return eqx.tree_at(lambda cell: (cell.weight_ih, cell.weight_hh), base, weights)
 
     @classmethod
-    def inputs_of(cls, layer: Any, *args: Any, **kwargs: Any) -> Float[Array, "n in"]:
+    def inputs_of(cls, layer: Cell, *args: Any, **kwargs: Any) -> Float[Array, "n in"]:
         x, hidden, *_ = args
         hidden = hidden[0] if isinstance(hidden, tuple) else hidden  # an LSTM also has a cell state
         return super().inputs_of(layer, jnp.concatenate([x, hidden]))
 
     @classmethod
-    def outputs_of(cls, layer: Any, y: Any) -> Float[Array, "n out"]:
+    def outputs_of(cls, layer: Cell, y: object) -> Float[Array, "n out"]:
         raise WrapperError("the gates of a cell are not among its outputs")
 
     @classmethod
-    def mesh_axes(cls, base: Any) -> MeshAxes:
+    def mesh_axes(cls, base: Cell) -> MeshAxes:
         # The inputs of both weights share an axis of the matrix, which cannot be sharded like
         # either.
         *stack, outputs, _ = sharded_over(base.weight_ih)

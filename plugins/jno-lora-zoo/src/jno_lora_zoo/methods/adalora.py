@@ -2,10 +2,11 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from jno.lora import LowRankForm
@@ -41,7 +42,7 @@ class AdaLoRA(Scaled):
     lora_B: Float[Array, "out r"]
     lora_E: Float[Array, " r"]
 
-    def start(self, W: Matrix, r: int, key: PRNGKeyArray, dtype: Any) -> dict[str, Any]:
+    def start(self, W: Matrix, r: int, key: PRNGKeyArray, dtype: DTypeLike) -> dict[str, Array]:
         outputs, inputs = W.shape
         for_A, for_B = jax.random.split(key)
         return {
@@ -63,6 +64,6 @@ class AdaLoRA(Scaled):
         identity = jnp.eye(len(A), dtype=A.dtype)
         return jnp.sum((A @ A.T - identity) ** 2) + jnp.sum((B.T @ B - identity) ** 2)
 
-    def forward(self, x: Any) -> Array:
+    def forward(self, x: ArrayLike) -> Array:
         E = self.times_scale(self.lora_E)
         return self.low_rank(x, self.lora_A, self.lora_B, between=lambda h: scaled(h, E))

@@ -3,9 +3,9 @@
 import functools
 import math
 from collections.abc import Mapping
-from typing import Any
 
 import jax.numpy as jnp
+from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .._arrays import Matrix, rotated, scaled
@@ -54,8 +54,8 @@ class BOFT(Method):
     s: Float[Array, " out"]
 
     def start(
-        self, W: Matrix, r: int, key: PRNGKeyArray, dtype: Any, *, factors: Any = None
-    ) -> dict[str, Any]:
+        self, W: Matrix, r: int, key: PRNGKeyArray, dtype: DTypeLike, *, factors: object = None
+    ) -> dict[str, Array]:
         inputs = W.shape[1]
         if factors is None:
             factors = 1 if r % 2 or r == inputs else 2
@@ -67,7 +67,7 @@ class BOFT(Method):
         return {"Q_blocks": jnp.zeros((m, blocks, r, r), dtype), "s": jnp.ones(W.shape[0], dtype)}
 
     @classmethod
-    def options_of(cls, state: Mapping[str, Array]) -> dict[str, Any]:
+    def options_of(cls, state: Mapping[str, Array]) -> dict[str, object]:
         return {"factors": len(state["Q_blocks"])}
 
     def rotations(self, W: Matrix) -> Float[Array, "m blocks r r"]:
@@ -87,7 +87,7 @@ class BOFT(Method):
     def has_fast_path(self) -> bool:
         return self.reads_features()
 
-    def forward(self, x: Any) -> Array:
+    def forward(self, x: ArrayLike) -> Array:
         R = self.rotations(self.matrix(self.base))
 
         def turned(v: Array) -> Array:

@@ -1,10 +1,10 @@
 """C3A: circulant blocks as the update."""
 
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .._arrays import Matrix, compute_dtype
@@ -47,20 +47,16 @@ class C3A(Additive):
 
     kernel: Float[Array, "p q r"]
 
-    @classmethod
-    def scale_for(cls, rank: int, alpha: float) -> float:
-        return 1.0
-
     def start(
-        self, W: Matrix, r: int, key: PRNGKeyArray, dtype: Any, *, init: str = "zeros"
-    ) -> dict[str, Any]:
+        self, W: Matrix, r: int, key: PRNGKeyArray, dtype: DTypeLike, *, init: str = "zeros"
+    ) -> dict[str, Array]:
         if init not in ("zeros", "xavier_uniform"):
             raise ValueError(f"`init` must be 'zeros' or 'xavier_uniform', but is {init!r}")
         shape = (-(-W.shape[0] // r), -(-W.shape[1] // r), r)
         bound = math.sqrt(6 / sum(W.shape)) if init == "xavier_uniform" else 0
         return {"kernel": bound * jax.random.uniform(key, shape, dtype, -1, 1)}
 
-    def divided(self, dtype: Any) -> Float[Array, "p q r"]:
+    def divided(self, dtype: DTypeLike) -> Float[Array, "p q r"]:
         """The kernel over the number of inputs, in this dtype."""
         kernel = self.multiplied(self.kernel.astype(dtype))
         return kernel / self.fan_in(self.matrix(self.base))

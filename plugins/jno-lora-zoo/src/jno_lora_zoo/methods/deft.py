@@ -1,10 +1,10 @@
 """DEFT: remove a subspace of the outputs, and inject a trained update into it."""
 
 from collections.abc import Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from jno.lora import LowRankForm
@@ -55,11 +55,11 @@ class DEFT(Method):
         W: Matrix,
         r: int,
         key: PRNGKeyArray,
-        dtype: Any,
+        dtype: DTypeLike,
         *,
         inject: bool = True,
         orthogonal: bool = False,
-    ) -> dict[str, Any]:
+    ) -> dict[str, Array | None]:
         self.P = (0.02 * jax.random.normal(key, (W.shape[0], r))).astype(dtype)
         self.orthogonal = jnp.ones(()) if orthogonal else None
         _, right = self.projection(W)
@@ -67,7 +67,7 @@ class DEFT(Method):
         return {"P": self.P, "R": R, "orthogonal": self.orthogonal}
 
     @classmethod
-    def options_of(cls, state: Mapping[str, Array]) -> dict[str, Any]:
+    def options_of(cls, state: Mapping[str, Array]) -> dict[str, object]:
         return {"inject": "R" in state, "orthogonal": "orthogonal" in state}
 
     def projection(self, W: Matrix) -> tuple[Float[Array, "out r"], Float[Array, "out r"]]:
@@ -94,7 +94,7 @@ class DEFT(Method):
         P, A = self.factors(self.matrix(self.base))
         return LowRankForm(A, P)
 
-    def forward(self, x: Any) -> Array:
+    def forward(self, x: ArrayLike) -> Array:
         W = self.matrix(self.base)
         P, A = self.factors(W)
 

@@ -1,8 +1,7 @@
 """DeLoRA: train the directions and the strength of a low-rank update separately."""
 
-from typing import Any
-
 import jax.numpy as jnp
+from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from jno.lora import LowRankForm
@@ -49,7 +48,7 @@ class DeLoRA(Method):
     def default_alpha(cls, rank: int) -> float:
         return 1.0
 
-    def start(self, W: Matrix, r: int, key: PRNGKeyArray, dtype: Any) -> dict[str, Any]:
+    def start(self, W: Matrix, r: int, key: PRNGKeyArray, dtype: DTypeLike) -> dict[str, Array]:
         if self.alpha == 0:
             raise ValueError("with alpha 0 nothing would train: give another, such as 15")
         return {
@@ -73,7 +72,7 @@ class DeLoRA(Method):
         A, by, B = self.factors()
         return LowRankForm(scaled(A, by), B)
 
-    def forward(self, x: Any) -> Array:
+    def forward(self, x: ArrayLike) -> Array:
         A, by, B = self.factors()
         return self.low_rank(x, A, B, between=lambda h: scaled(h, by))
 

@@ -1,9 +1,8 @@
 """DoRA: adapt the magnitude and the direction of each row separately."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from jno.lora import LowRankForm
@@ -52,7 +51,7 @@ class DoRA(Weighted):
     lora_A: Float[Array, "r in"]
     lora_B: Float[Array, "out r"]
 
-    def start(self, W: Matrix, r: int, key: PRNGKeyArray, dtype: Any) -> dict[str, Any]:
+    def start(self, W: Matrix, r: int, key: PRNGKeyArray, dtype: DTypeLike) -> dict[str, Array]:
         factors = low_rank_start(W, r, key, dtype, self.fan_in(W))
         return {"magnitude": row_norms(W).astype(dtype), **factors}
 
@@ -74,7 +73,7 @@ class DoRA(Weighted):
         V = self.direction(self.matrix(self.base), self.lora_A, self.lora_B)
         return LowRankForm(self.lora_A, B, gain=self.row_factor(row_norms(V)))
 
-    def forward(self, x: Any) -> Array:
+    def forward(self, x: ArrayLike) -> Array:
         B, weights = self.multiplied(self.lora_B), self.direction_weights
         if weights is None:
             y = self.low_rank(x, self.lora_A, B, between=lambda h: self.scaling * h)

@@ -1,9 +1,9 @@
 """EVA: LoRA that starts with the directions in which the layer's inputs vary most."""
 
 from collections.abc import Mapping
-from typing import Any
 
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, PRNGKeyArray
 
 from .._arrays import Matrix
@@ -42,12 +42,12 @@ class EVA(LowRank):
         W: Matrix,
         r: int,
         key: PRNGKeyArray,
-        dtype: Any,
+        dtype: DTypeLike,
         *,
         statistics: Mapping[str, Array],
         whiten: bool = False,
         svd: str = "auto",
-    ) -> dict[str, Any]:
+    ) -> dict[str, Array]:
         mean = statistics["input_mean"]
         covariance = statistics["input_covariance"] - jnp.outer(mean, mean)
         _, variance, A = largest(covariance, r, svd, key)

@@ -1,9 +1,9 @@
 """FourierFT: train a few coefficients of the update's Fourier transform."""
 
 from collections.abc import Mapping
-from typing import Any
 
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray, Shaped
 
 from .._arrays import Matrix
@@ -22,13 +22,13 @@ class Transformed(Additive):
     positions: Shaped[Array, "n 4"]
 
     def start(
-        self, W: Matrix, r: int, key: PRNGKeyArray, dtype: Any, *, n_frequency: Any = None
-    ) -> dict[str, Any]:
+        self, W: Matrix, r: int, key: PRNGKeyArray, dtype: DTypeLike, *, n_frequency: object = None
+    ) -> dict[str, Array]:
         n = count_of(W.shape, r, n_frequency, "n_frequency")
         return {"coefficients": jnp.zeros(n, dtype), "positions": drawn_positions(key, n, W.size)}
 
     @classmethod
-    def options_of(cls, state: Mapping[str, Array]) -> dict[str, Any]:
+    def options_of(cls, state: Mapping[str, Array]) -> dict[str, object]:
         return {**super().options_of(state), "n_frequency": len(state["coefficients"])}
 
 

@@ -2,10 +2,10 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .._arrays import Matrix, compute_dtype
@@ -42,8 +42,8 @@ class GraLoRA(Additive):
     B: Float[Array, "k r p"]
 
     def start(
-        self, W: Matrix, r: int, key: PRNGKeyArray, dtype: Any, *, k: Any = None
-    ) -> dict[str, Any]:
+        self, W: Matrix, r: int, key: PRNGKeyArray, dtype: DTypeLike, *, k: object = None
+    ) -> dict[str, Array]:
         if k is None:
             k = next((n for n in range(2, r + 1) if r % n == 0 and _fits(n, W.shape)), 1)
         k = whole_number(k, "k")
@@ -56,10 +56,10 @@ class GraLoRA(Additive):
         return {"A": A, "B": jnp.zeros((k, r, p), dtype)}
 
     @classmethod
-    def options_of(cls, state: Mapping[str, Array]) -> dict[str, Any]:
+    def options_of(cls, state: Mapping[str, Array]) -> dict[str, object]:
         return {**super().options_of(state), "k": len(state["A"])}
 
-    def blocks(self, dtype: Any) -> tuple[Array, Array]:
+    def blocks(self, dtype: DTypeLike) -> tuple[Array, Array]:
         """`A` as `(n, q, j, r / k)` and `s B` as `(j, n, r / k, p)`, in this dtype."""
         k, q, r = self.A.shape
         A, B = self.A.astype(dtype), self.times_scale(self.B.astype(dtype))

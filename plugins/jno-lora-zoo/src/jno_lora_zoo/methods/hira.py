@@ -1,7 +1,6 @@
 """HiRA: the weight times a low-rank matrix, entry by entry, as the update."""
 
-from typing import Any
-
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .._arrays import Matrix, in_compute_dtype
@@ -34,7 +33,7 @@ class HiRA(Additive):
     lora_A: Float[Array, "r in"]
     lora_B: Float[Array, "out r"]
 
-    def start(self, W: Matrix, r: int, key: PRNGKeyArray, dtype: Any) -> dict[str, Any]:
+    def start(self, W: Matrix, r: int, key: PRNGKeyArray, dtype: DTypeLike) -> dict[str, Array]:
         return low_rank_start(W, r, key, dtype, self.fan_in(W))
 
     def update(self, W: Matrix) -> Matrix:

@@ -1,10 +1,10 @@
 """HRA: reflect the inputs a few times."""
 
 from collections.abc import Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from jno.lora import LowRankForm
@@ -52,8 +52,8 @@ class HRA(Method):
         return rank + rank % 2
 
     def start(
-        self, W: Matrix, r: int, key: PRNGKeyArray, dtype: Any, *, gram_schmidt: bool = False
-    ) -> dict[str, Any]:
+        self, W: Matrix, r: int, key: PRNGKeyArray, dtype: DTypeLike, *, gram_schmidt: bool = False
+    ) -> dict[str, Array | None]:
         inputs = W.shape[1]
         if gram_schmidt and r > inputs:
             raise ValueError(
@@ -67,7 +67,7 @@ class HRA(Method):
         return {"U": jnp.repeat(half, 2, axis=1), "gram_schmidt": None}
 
     @classmethod
-    def options_of(cls, state: Mapping[str, Array]) -> dict[str, Any]:
+    def options_of(cls, state: Mapping[str, Array]) -> dict[str, object]:
         return {"gram_schmidt": "gram_schmidt" in state}
 
     def factors(self, W: Matrix) -> tuple[Float[Array, "in r"], Float[Array, "in r"]]:
@@ -84,7 +84,7 @@ class HRA(Method):
         L, R = self.factors(W)
         return LowRankForm(R.T, -(W @ L))
 
-    def forward(self, x: Any) -> Array:
+    def forward(self, x: ArrayLike) -> Array:
         if self.reads_features():
             L, R = self.factors(self.matrix(self.base))
             return self.product(x, before=lambda v: v - mixed(mixed(v, R.T), L))

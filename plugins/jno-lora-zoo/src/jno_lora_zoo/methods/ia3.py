@@ -1,8 +1,7 @@
 """IA3: one trained factor per output, or per input."""
 
-from typing import Any
-
 import jax.numpy as jnp
+from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from jno.lora import LowRankForm
@@ -33,7 +32,7 @@ class IA3(Method):
 
     scale: Float[Array, " out"]
 
-    def start(self, W: Matrix, r: int, key: PRNGKeyArray, dtype: Any) -> dict[str, Any]:
+    def start(self, W: Matrix, r: int, key: PRNGKeyArray, dtype: DTypeLike) -> dict[str, Array]:
         return {"scale": jnp.ones(W.shape[0], dtype)}
 
     def law(self, W: Matrix) -> Matrix:
@@ -43,7 +42,7 @@ class IA3(Method):
         W = self.matrix(self.base)
         return LowRankForm(W[:0], W[:, :0], gain=self.scale)
 
-    def forward(self, x: Any) -> Array:
+    def forward(self, x: ArrayLike) -> Array:
         return self.on_output(x, scaled, self.scale)
 
 
@@ -68,13 +67,13 @@ class IA3In(Method):
 
     scale: Float[Array, " in"]
 
-    def start(self, W: Matrix, r: int, key: PRNGKeyArray, dtype: Any) -> dict[str, Any]:
+    def start(self, W: Matrix, r: int, key: PRNGKeyArray, dtype: DTypeLike) -> dict[str, Array]:
         return {"scale": jnp.ones(W.shape[1], dtype)}
 
     def law(self, W: Matrix) -> Matrix:
         return W * self.scale.astype(W.dtype)[None, :]
 
-    def forward(self, x: Any) -> Array:
+    def forward(self, x: ArrayLike) -> Array:
         if self.reads_features():
             return self.product(x, before=lambda v: scaled(v, self.scale))
         W = self.matrix(self.base)

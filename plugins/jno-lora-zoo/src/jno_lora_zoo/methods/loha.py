@@ -1,10 +1,10 @@
 """LoHa: the entrywise product of two low-rank matrices as the update."""
 
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from jno.lora import LowRankForm
@@ -39,7 +39,7 @@ class LoHa(Additive):
     A2: Float[Array, "r in"]
     B2: Float[Array, "out r"]
 
-    def start(self, W: Matrix, r: int, key: PRNGKeyArray, dtype: Any) -> dict[str, Any]:
+    def start(self, W: Matrix, r: int, key: PRNGKeyArray, dtype: DTypeLike) -> dict[str, Array]:
         outputs, inputs = W.shape
         a1, b1, a2 = jax.random.split(key, 3)
         return {
@@ -49,7 +49,7 @@ class LoHa(Additive):
             "B2": jnp.zeros((outputs, r), dtype),
         }
 
-    def factors(self, dtype: Any) -> tuple[Array, Array, Array, Array]:
+    def factors(self, dtype: DTypeLike) -> tuple[Array, Array, Array, Array]:
         """`A1`, `B1`, `A2` and `s B2`, in this dtype."""
         A1, B1, A2, B2 = (getattr(self, name).astype(dtype) for name in self.adapter_fields)
         return A1, B1, A2, self.times_scale(B2)

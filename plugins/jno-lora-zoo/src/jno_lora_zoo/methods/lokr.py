@@ -1,10 +1,10 @@
 """LoKr: a Kronecker product as the update."""
 
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .._arrays import Matrix
@@ -33,7 +33,7 @@ class LoKr(Additive):
     kron_A: Float[Array, "r r"]
     kron_B: Float[Array, "p q"]
 
-    def start(self, W: Matrix, r: int, key: PRNGKeyArray, dtype: Any) -> dict[str, Any]:
+    def start(self, W: Matrix, r: int, key: PRNGKeyArray, dtype: DTypeLike) -> dict[str, Array]:
         outputs, inputs = W.shape
         A = jax.random.normal(key, (r, r), dtype) / math.sqrt(r)
         return {"kron_A": A, "kron_B": jnp.zeros((-(-outputs // r), -(-inputs // r)), dtype)}

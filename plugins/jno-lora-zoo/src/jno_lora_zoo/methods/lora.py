@@ -6,6 +6,7 @@ from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
+from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from jno.lora import LowRankForm, WrapperError
@@ -41,7 +42,7 @@ class LowRank(Weighted):
     bias_update: Float[Array, " out"] | None
     dropout: eqx.nn.Dropout | None
 
-    def start(self, W: Matrix, r: int, key: PRNGKeyArray, dtype: Any) -> dict[str, Any]:
+    def start(self, W: Matrix, r: int, key: PRNGKeyArray, dtype: DTypeLike) -> dict[str, Array]:
         return low_rank_start(W, r, key, dtype, self.fan_in(W))
 
     def _initial_fields(
@@ -66,7 +67,7 @@ class LowRank(Weighted):
         B = self.weighted(self.lora_B).astype(W.dtype)
         return W + self.times_scale(B) @ self.lora_A.astype(W.dtype)
 
-    def forward(self, x: Any, seen: Any = None) -> Array:
+    def forward(self, x: ArrayLike, seen: ArrayLike | None = None) -> Array:
         B = self.multiplied(self.lora_B)
         if self.direction_weights is not None:
             return self.weighted_low_rank(x, self.direction_weights, B, seen)
@@ -75,11 +76,22 @@ class LowRank(Weighted):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if self.dropout is None or self.dropout.inference:
             return super().__call__(*args, **kwargs)
+        shape = self.matrix(self.base).shape
+        name = f"{type(self).__name__} of a {type(self.base).__name__} {shape}"
         x = jnp.asarray(self.read(args[0])) if len(args) == 1 and self.computes(args[0]) else None
         if x is None or not jnp.issubdtype(x.dtype, jnp.inexact):
-            raise WrapperError(f"{_layer(self)} {_NO_FEATURES}")
+            raise WrapperError(
+                f"The {name} was built with `dropout`, and does not see the features that its "
+                "low-rank product reads: the layer has an unknown `__call__`, reads integers, or "
+                "got its input by name. Leave `dropout` out for this layer (`specs=`), or switch "
+                "it off by `eqx.nn.inference_mode(model)`."
+            )
         if kwargs.get("key") is None:
-            raise WrapperError(f"{_layer(self)} {_NO_KEY}")
+            raise WrapperError(
+                f"The {name} was built with `dropout` and called without `key=`. Give each adapted "
+                "layer a key (as `eqx.nn.MLP` does not), or switch dropout off by "
+                "`eqx.nn.inference_mode(model)`."
+            )
         y = self.forward(x, seen=self.dropout(x, key=kwargs["key"]))
         return self.written(self.finished(y), args[0])
 
@@ -90,7 +102,7 @@ class LowRank(Weighted):
         return cast_like(wide + self.bias_update.astype(wide.dtype), b)
 
     @classmethod
-    def options_of(cls, state: Mapping[str, Array]) -> dict[str, Any]:
+    def options_of(cls, state: Mapping[str, Array]) -> dict[str, object]:
         options = super().options_of(state)
         return {**options, "bias": "train"} if "bias_update" in state else options
 
@@ -149,23 +161,6 @@ class LoRAFA(LowRank):
     adapter_fields = ("lora_B",)
     variant = "lora-fa"
     about = cited("2308.03303", family="low rank", formula="r out")
-
-
-_NO_FEATURES = (
-    "was built with `dropout`, and does not see the features that its low-rank product reads: the "
-    "layer has an unknown `__call__`, reads integers, or got its input by name. Leave `dropout` "
-    "out for this layer (`specs=`), or switch it off by `eqx.nn.inference_mode(model)`."
-)
-_NO_KEY = (
-    "was built with `dropout` and called without `key=`. Give each adapted layer a key (as "
-    "`eqx.nn.MLP` does not), or switch dropout off by `eqx.nn.inference_mode(model)`."
-)
-
-
-def _layer(adapter: LowRank) -> str:
-    """The adapter in a message: its class, and the layer with its sizes."""
-    outputs, inputs = adapter.matrix(adapter.base).shape
-    return f"The {type(adapter).__name__} of a {type(adapter.base).__name__} ({outputs}, {inputs})"
 
 
 def as_dropout(p: Any, cls: type[LowRank]) -> eqx.nn.Dropout | None:

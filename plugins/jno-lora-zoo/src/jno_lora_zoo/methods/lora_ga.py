@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from jax.typing import DTypeLike
 from jaxtyping import Array, PRNGKeyArray
 
 from .._arrays import Matrix
@@ -41,10 +42,10 @@ class LoRAGA(Split):
         W: Matrix,
         r: int,
         key: PRNGKeyArray,
-        dtype: Any,
+        dtype: DTypeLike,
         *,
         statistics: Mapping[str, Array],
-        gamma: Any = 16.0,
+        gamma: object = 16.0,
         svd: str = "auto",
     ) -> dict[str, Any]:
         U, _, Vt = largest(statistics["gradient"], min(2 * r, *W.shape), svd, key)

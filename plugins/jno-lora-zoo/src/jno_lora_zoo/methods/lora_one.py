@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, PRNGKeyArray
 
 from .._arrays import Matrix
@@ -44,11 +45,11 @@ class LoRAOne(Split):
         W: Matrix,
         r: int,
         key: PRNGKeyArray,
-        dtype: Any,
+        dtype: DTypeLike,
         *,
         statistics: Mapping[str, Array],
         step: bool = False,
-        gamma: Any = 128.0,
+        gamma: object = 128.0,
         svd: str = "auto",
     ) -> dict[str, Any]:
         gamma = positive_number(gamma, "gamma")

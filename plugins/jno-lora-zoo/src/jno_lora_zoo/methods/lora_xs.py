@@ -1,8 +1,7 @@
 """LoRA-XS: a tiny trained matrix between frozen singular factors."""
 
-from typing import Any
-
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .._arrays import Matrix
@@ -31,9 +30,9 @@ class LoRAXS(Scaled, SingularCore):
     R: Float[Array, "r r"]
 
     def start(
-        self, W: Matrix, r: int, key: PRNGKeyArray, dtype: Any, *, svd: str = "auto"
-    ) -> dict[str, Any]:
+        self, W: Matrix, r: int, key: PRNGKeyArray, dtype: DTypeLike, *, svd: str = "auto"
+    ) -> dict[str, Array]:
         return {**singular_factors(W, r, svd, key, dtype), "R": jnp.zeros((r, r), dtype)}
 
-    def core(self, dtype: Any) -> Float[Array, "r r"]:
+    def core(self, dtype: DTypeLike) -> Float[Array, "r r"]:
         return self.times_scale(self.R.astype(dtype))

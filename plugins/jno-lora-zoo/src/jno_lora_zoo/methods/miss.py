@@ -1,11 +1,11 @@
 """MiSS: one small matrix, repeated over the inputs, as the update."""
 
 from collections.abc import Mapping
-from typing import Any
 
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jax.tree_util import Partial
+from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .._arrays import Matrix, in_compute_dtype
@@ -51,20 +51,16 @@ class MiSS(Additive):
     # `(r, out)`; `(r, n)` with `mini`; `(out / r, r, r)` with `bat`.
     D: Float[Array, "*blocks r columns"]
 
-    @classmethod
-    def scale_for(cls, rank: int, alpha: float) -> float:
-        return 1.0
-
     def start(
         self,
         W: Matrix,
         r: int,
         key: PRNGKeyArray,
-        dtype: Any,
+        dtype: DTypeLike,
         *,
-        mini: Any = None,
+        mini: object = None,
         bat: bool = False,
-    ) -> dict[str, Any]:
+    ) -> dict[str, Array]:
         outputs, inputs = W.shape
         if bat and mini is not None:
             raise ValueError("MiSS takes `mini` or `bat`, not both")
@@ -78,7 +74,7 @@ class MiSS(Additive):
         return {"D": jnp.zeros((outputs // r, r, r) if bat else (r, columns), dtype)}
 
     @classmethod
-    def options_of(cls, state: Mapping[str, Array]) -> dict[str, Any]:
+    def options_of(cls, state: Mapping[str, Array]) -> dict[str, object]:
         D = state["D"]
         option = {"bat": True} if D.ndim == 3 else {"mini": D.shape[1]}
         return {**super().options_of(state), **option}
@@ -103,7 +99,7 @@ class MiSS(Additive):
         D = in_compute_dtype(self.multiplied(self.D))
         return jnp.tile(D[i % len(D)], shape[0] // D.shape[1])
 
-    def forward(self, x: Any) -> Array:
+    def forward(self, x: ArrayLike) -> Array:
         if self.D.ndim == 2:
             return super().forward(x)
         return self.plus(x, Update(Partial(MiSS.own_update, self)))

@@ -1,9 +1,9 @@
 """OFT: rotate the outputs, in blocks."""
 
 import math
-from typing import Any
 
 import jax.numpy as jnp
+from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .._arrays import Matrix, rotated
@@ -39,7 +39,7 @@ class OFT(Method):
 
     Q_blocks: Float[Array, "blocks r r"]
 
-    def start(self, W: Matrix, r: int, key: PRNGKeyArray, dtype: Any) -> dict[str, Any]:
+    def start(self, W: Matrix, r: int, key: PRNGKeyArray, dtype: DTypeLike) -> dict[str, Array]:
         if r == 1 < W.shape[0]:
             raise ValueError("a block of one output cannot rotate: give a rank of 2 or more")
         return {"Q_blocks": jnp.zeros((math.ceil(W.shape[0] / r), r, r), dtype)}
@@ -60,5 +60,5 @@ class OFT(Method):
         size = self.group_size(self.base)
         return size is None or size % self.rank == 0
 
-    def forward(self, x: Any) -> Array:
+    def forward(self, x: ArrayLike) -> Array:
         return self.on_output(x, rotated, self.rotations(self.matrix(self.base)))

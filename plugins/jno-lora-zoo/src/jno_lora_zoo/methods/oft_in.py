@@ -2,9 +2,9 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any
 
 import jax.numpy as jnp
+from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .._arrays import Matrix, rotated
@@ -53,11 +53,11 @@ class OFTIn(Method):
         W: Matrix,
         r: int,
         key: PRNGKeyArray,
-        dtype: Any,
+        dtype: DTypeLike,
         *,
         terms: int | None = None,
         block_share: bool = False,
-    ) -> dict[str, Any]:
+    ) -> dict[str, Array | None]:
         inputs = W.shape[1]
         if r == 1 < inputs:
             raise ValueError("a block of one input cannot rotate: give a rank of 2 or more")
@@ -70,7 +70,7 @@ class OFTIn(Method):
         return {"Q_packed": packed, "series": series_for(terms)}
 
     @classmethod
-    def options_of(cls, state: Mapping[str, Array]) -> dict[str, Any]:
+    def options_of(cls, state: Mapping[str, Array]) -> dict[str, object]:
         terms = len(state["series"]) if "series" in state else None
         return {"terms": terms, "block_share": len(state["Q_packed"]) == 1}
 
@@ -86,7 +86,7 @@ class OFTIn(Method):
     def law(self, W: Matrix) -> Matrix:
         return rotated(W.T, self.rotations(W).mT).T
 
-    def forward(self, x: Any) -> Array:
+    def forward(self, x: ArrayLike) -> Array:
         W = self.matrix(self.base)
         if self.reads_features():
             return self.product(x, before=lambda v: rotated(v, self.rotations(W)))

@@ -6,6 +6,7 @@ from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
+from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from jno.lora import LoRAWrapper, LowRankForm
@@ -29,7 +30,7 @@ class Split(Method):
     initial_A: Float[Array, "r in"]
     initial_B: Float[Array, "out r"]
 
-    def halved(self, W: Matrix, triplets: Triplets, dtype: Any) -> dict[str, Any]:
+    def halved(self, W: Matrix, triplets: Triplets, dtype: DTypeLike) -> dict[str, Any]:
         """The fields, for a start from `U S V^T`: half of each value is in each factor.
 
         **Raises:** `ValueError` if `alpha` is not positive.
@@ -66,7 +67,7 @@ class Split(Method):
     def law(self, W: Matrix) -> Matrix:
         return W + self.update(self.lora_B, self.lora_A, W)
 
-    def forward(self, x: Any) -> Array:
+    def forward(self, x: ArrayLike) -> Array:
         return self.low_rank(x, self.lora_A, self.lora_B, between=lambda h: self.scaling * h)
 
     def form_of_law(self) -> LowRankForm:
@@ -96,7 +97,7 @@ class SingularSplit(Split):
     """A split by singular triplets of the weight. A layer whose weight is zero stays zero."""
 
     def start(
-        self, W: Matrix, r: int, key: PRNGKeyArray, dtype: Any, *, svd: str = "auto"
+        self, W: Matrix, r: int, key: PRNGKeyArray, dtype: DTypeLike, *, svd: str = "auto"
     ) -> dict[str, Any]:
         return self.halved(W, self.triplets(W, r, svd, key), dtype)
 
@@ -168,7 +169,7 @@ class OLoRA(Split):
     variant = "olora"
     about = cited("2406.01775", family="low rank", formula="r (in + out)")
 
-    def start(self, W: Matrix, r: int, key: PRNGKeyArray, dtype: Any) -> dict[str, Any]:
+    def start(self, W: Matrix, r: int, key: PRNGKeyArray, dtype: DTypeLike) -> dict[str, Any]:
         # The first columns of `Q` depend only on the first columns of `W`.
         Q, _ = jnp.linalg.qr(W[:, :r])
         return self.split(W, (Q.T @ W).astype(dtype), Q.astype(dtype))

@@ -1,9 +1,9 @@
 """PSOFT: a small rotation between the weight's principal singular factors."""
 
 from collections.abc import Mapping
-from typing import Any
 
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .._arrays import Matrix
@@ -50,13 +50,13 @@ class PSOFT(SingularCore):
         W: Matrix,
         r: int,
         key: PRNGKeyArray,
-        dtype: Any,
+        dtype: DTypeLike,
         *,
         scale_inputs: bool = True,
         scale_outputs: bool = True,
         terms: int | None = None,
         svd: str = "auto",
-    ) -> dict[str, Any]:
+    ) -> dict[str, Array | None]:
         if r == 1 and not (scale_inputs or scale_outputs):
             raise ValueError("nothing would train: give a rank of 2 or more, or leave a scale on")
         return {
@@ -68,11 +68,11 @@ class PSOFT(SingularCore):
         }
 
     @classmethod
-    def options_of(cls, state: Mapping[str, Array]) -> dict[str, Any]:
+    def options_of(cls, state: Mapping[str, Array]) -> dict[str, object]:
         terms = len(state["series"]) if "series" in state else None
         return {"scale_inputs": "a" in state, "scale_outputs": "b" in state, "terms": terms}
 
-    def core(self, dtype: Any) -> Float[Array, "r r"]:
+    def core(self, dtype: DTypeLike) -> Float[Array, "r r"]:
         """`diag(b) R diag(a) - I`."""
         R = rotation(antisymmetric(self.Q_packed.astype(dtype), self.rank), self.series)
         if self.a is not None:

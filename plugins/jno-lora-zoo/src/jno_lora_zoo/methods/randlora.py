@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray, Shaped
 
 from .._arrays import Matrix, scaled
@@ -53,8 +54,8 @@ class RandLoRA(Scaled):
     basis_B: Float[Array, "larger rn"] | None
 
     def start(
-        self, W: Matrix, r: int, key: PRNGKeyArray, dtype: Any, *, bases: Any = None
-    ) -> dict[str, Any]:
+        self, W: Matrix, r: int, key: PRNGKeyArray, dtype: DTypeLike, *, bases: Any = None
+    ) -> dict[str, Array | None]:
         smaller, larger = sorted(W.shape)
         n = math.ceil(smaller / r)
         shapes = [(r, smaller), (larger, r * n)]
@@ -73,7 +74,7 @@ class RandLoRA(Scaled):
         }
 
     @classmethod
-    def options_of(cls, state: Mapping[str, Array]) -> dict[str, Any]:
+    def options_of(cls, state: Mapping[str, Array]) -> dict[str, object]:
         options = super().options_of(state)
         if "basis_A" in state:
             options["bases"] = (state["basis_A"], state["basis_B"])
@@ -98,11 +99,11 @@ class RandLoRA(Scaled):
         A, B = self.factors(W)
         return W + B @ scaled(A, self.times_scale(self.lambdas.astype(W.dtype)).reshape(-1))
 
-    def forward(self, x: Any) -> Array:
+    def forward(self, x: ArrayLike) -> Array:
         # If stored for the backward pass, the random matrices would be as large as the model.
         return recomputed(RandLoRA._forward)(self, x)
 
-    def _forward(self, x: Any) -> Array:
+    def _forward(self, x: ArrayLike) -> Array:
         A, B = self.factors(self.matrix(self.base))
         lambdas = self.times_scale(self.lambdas).reshape(-1)
         return self.low_rank(x, A, B, between=lambda h: scaled(h, lambdas))

@@ -1,9 +1,9 @@
 """RoAd: rotate and scale the outputs in pairs."""
 
 from collections.abc import Mapping
-from typing import Any
 
 import jax.numpy as jnp
+from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .._arrays import Matrix, in_compute_dtype
@@ -54,11 +54,11 @@ class RoAd(Method):
         W: Matrix,
         r: int,
         key: PRNGKeyArray,
-        dtype: Any,
+        dtype: DTypeLike,
         *,
-        per_pair: Any = 1,
-        group_size: Any = None,
-    ) -> dict[str, Any]:
+        per_pair: object = 1,
+        group_size: object = None,
+    ) -> dict[str, Array]:
         outputs = W.shape[0]
         size = outputs + outputs % 2
         if whole_number(per_pair, "per_pair") not in (1, 2, 4):
@@ -73,7 +73,7 @@ class RoAd(Method):
         return {"theta": jnp.zeros(shape, dtype), "scale": jnp.ones(shape, dtype)}
 
     @classmethod
-    def options_of(cls, state: Mapping[str, Array]) -> dict[str, Any]:
+    def options_of(cls, state: Mapping[str, Array]) -> dict[str, object]:
         per_pair, groups, half = state["theta"].shape
         # A single group may have an odd number of outputs, which `group_size` does not allow.
         return {"per_pair": per_pair, "group_size": None if groups == 1 else 2 * half}
@@ -88,7 +88,7 @@ class RoAd(Method):
         size = self.group_size(self.base)
         return size is None or size % (2 * self.theta.shape[2]) == 0
 
-    def forward(self, x: Any) -> Array:
+    def forward(self, x: ArrayLike) -> Array:
         return self.on_output(x, turned, (self.theta, self.scale))
 
 

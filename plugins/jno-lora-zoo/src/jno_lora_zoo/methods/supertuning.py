@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, PRNGKeyArray
 
 from .._arrays import Matrix
@@ -45,12 +46,12 @@ class SuperTuning(Scattered):
         W: Matrix,
         r: int,
         key: PRNGKeyArray,
-        dtype: Any,
+        dtype: DTypeLike,
         *,
         sparsity: Any = None,
-        count: Any = None,
+        count: object = None,
         largest: bool = True,
-    ) -> dict[str, Any]:
+    ) -> dict[str, Array]:
         option = "count"
         if sparsity is not None:
             if count is not None:
@@ -63,5 +64,5 @@ class SuperTuning(Scattered):
         return {"values": jnp.zeros(n, dtype), "positions": digits_of(jnp.sort(positions))}
 
     @classmethod
-    def options_of(cls, state: Mapping[str, Array]) -> dict[str, Any]:
+    def options_of(cls, state: Mapping[str, Array]) -> dict[str, object]:
         return {"count": len(state["values"])}

@@ -2,10 +2,10 @@
 
 import functools
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from jno.lora import Shared
@@ -45,8 +45,8 @@ class TiedLoRA(BetweenVectors):
     lora_B: Shared
 
     def start(
-        self, W: Matrix, r: int, key: PRNGKeyArray, dtype: Any, *, zero: str = "B"
-    ) -> dict[str, Any]:
+        self, W: Matrix, r: int, key: PRNGKeyArray, dtype: DTypeLike, *, zero: str = "B"
+    ) -> dict[str, Array | Shared]:
         if zero not in ("B", "b"):
             raise ValueError(f'`zero` must be "B" or "b", but is {zero!r}')
         outputs, inputs = W.shape
@@ -67,6 +67,6 @@ class TiedLoRA(BetweenVectors):
         return A.astype(W.dtype), B.astype(W.dtype)
 
 
-def normal(key: PRNGKeyArray, shape: tuple[int, ...], *, dtype: Any, scale: float) -> Array:
+def normal(key: PRNGKeyArray, shape: tuple[int, ...], *, dtype: DTypeLike, scale: float) -> Array:
     """Normal numbers with mean 0 and this standard deviation."""
     return scale * jax.random.normal(key, shape, dtype)

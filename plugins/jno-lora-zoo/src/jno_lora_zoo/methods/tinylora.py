@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .._arrays import Matrix
@@ -41,7 +42,7 @@ class TinyLoRA(SingularCore):
 
     def start(
         self, W: Matrix, r: int, key: PRNGKeyArray, dtype: Any, *, u: Any = 64, svd: str = "auto"
-    ) -> dict[str, Any]:
+    ) -> dict[str, Array]:
         u = whole_number(u, "u")
         for_svd, for_P = jax.random.split(key)
         return {
@@ -50,9 +51,9 @@ class TinyLoRA(SingularCore):
             **singular_factors(W, r, svd, for_svd, dtype),
         }
 
-    def core(self, dtype: Any) -> Float[Array, "r r"]:
+    def core(self, dtype: DTypeLike) -> Float[Array, "r r"]:
         return jnp.tensordot(self.v.astype(dtype), self.P.astype(dtype), 1)
 
     @classmethod
-    def options_of(cls, state: Mapping[str, Array]) -> dict[str, Any]:
+    def options_of(cls, state: Mapping[str, Array]) -> dict[str, object]:
         return {"u": len(state["v"])}

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray, Shaped
 
 from jno.lora import LowRankForm, Shared
@@ -67,13 +68,13 @@ class VBLoRA(Scaled):
         W: Matrix,
         r: int,
         key: PRNGKeyArray,
-        dtype: Any,
+        dtype: DTypeLike,
         *,
         vectors: Any = 256,
         vector_length: Any = 256,
         top_k: Any = 2,
         initial: str = "zero",
-    ) -> dict[str, Any]:
+    ) -> dict[str, Array | Shared]:
         _check(vectors, vector_length, top_k, initial)
         into, out = (-(-size // vector_length) for size in reversed(W.shape))
         for_A, for_B = jax.random.split(key)
@@ -90,7 +91,7 @@ class VBLoRA(Scaled):
         }
 
     @classmethod
-    def options_of(cls, state: Mapping[str, Array]) -> dict[str, Any]:
+    def options_of(cls, state: Mapping[str, Array]) -> dict[str, object]:
         top_k, length = state["sizes"].shape
         sizes = {"vectors": state["logits_A"].shape[-1], "vector_length": length, "top_k": top_k}
         return {**super().options_of(state), **sizes, "initial": "random"}
@@ -102,7 +103,7 @@ class VBLoRA(Scaled):
         B = jnp.swapaxes(self._pieces(self.logits_B, W.dtype), 1, 2)
         return A, B.reshape(-1, self.rank)[:outputs]
 
-    def _pieces(self, logits: Float[Array, "x y n"], dtype: Any) -> Float[Array, "x y l"]:
+    def _pieces(self, logits: Float[Array, "x y n"], dtype: DTypeLike) -> Float[Array, "x y l"]:
         top_k, length = self.sizes.shape
         largest, chosen = lax.top_k(logits.astype(dtype), top_k)
         vectors = self.bank.array.astype(dtype)[chosen, :length]
@@ -116,12 +117,14 @@ class VBLoRA(Scaled):
         A, B = self.factors(self.matrix(self.base))
         return LowRankForm(A, self.times_scale(B))
 
-    def forward(self, x: Any) -> Array:
+    def forward(self, x: ArrayLike) -> Array:
         A, B = self.factors(self.matrix(self.base))
         return self.low_rank(x, A, self.multiplied(B), between=lambda h: self.scaling * h)
 
 
-def uniform(key: PRNGKeyArray, shape: tuple[int, ...], *, dtype: Any, in_pairs: bool) -> Array:
+def uniform(
+    key: PRNGKeyArray, shape: tuple[int, ...], *, dtype: DTypeLike, in_pairs: bool
+) -> Array:
     """A bank of vectors; `in_pairs`: each second vector is the negative of the first."""
     bank = jax.random.uniform(key, shape, dtype, -_BOUND, _BOUND)
     return bank.at[1::2].set(-bank[: shape[0] // 2 * 2 : 2]) if in_pairs else bank

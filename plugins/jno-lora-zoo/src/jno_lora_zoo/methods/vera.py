@@ -1,10 +1,10 @@
 """VeRA: two trained vectors around random matrices that are never stored."""
 
 import abc
-from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray, Shaped
 
 from jno.lora import LowRankForm
@@ -36,7 +36,7 @@ class BetweenVectors(Scaled):
         A, B = self.projections(self.matrix(self.base))
         return LowRankForm(scaled(A, self.d), scaled(B, self.times_scale(self.b)))
 
-    def forward(self, x: Any) -> Array:
+    def forward(self, x: ArrayLike) -> Array:
         A, B = self.projections(self.matrix(self.base))
         d, b = self.d, self.times_scale(self.b)
         return self.low_rank(x, A, B, lambda h: scaled(h, d), lambda y: scaled(y, b))
@@ -63,7 +63,7 @@ class VeRA(BetweenVectors):
     # retracing.
     seed: Shaped[Array, "4"]
 
-    def start(self, W: Matrix, r: int, key: PRNGKeyArray, dtype: Any) -> dict[str, Any]:
+    def start(self, W: Matrix, r: int, key: PRNGKeyArray, dtype: DTypeLike) -> dict[str, Array]:
         seed = jax.random.bits(key, (4,), jnp.uint8)
         return {"b": jnp.zeros(W.shape[0], dtype), "d": jnp.ones(r, dtype), "seed": seed}
 

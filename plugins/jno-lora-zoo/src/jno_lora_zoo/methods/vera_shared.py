@@ -2,10 +2,10 @@
 
 import functools
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from jno.lora import Shared
@@ -42,8 +42,8 @@ class VeRAShared(BetweenVectors):
     B: Shared
 
     def start(
-        self, W: Matrix, r: int, key: PRNGKeyArray, dtype: Any, *, d_initial: float = 0.1
-    ) -> dict[str, Any]:
+        self, W: Matrix, r: int, key: PRNGKeyArray, dtype: DTypeLike, *, d_initial: float = 0.1
+    ) -> dict[str, Array | Shared]:
         outputs, inputs = W.shape
         kaiming = functools.partial(kaiming_uniform, dtype=dtype)
         A = Shared("vera-A", (r, inputs), kaiming)
@@ -60,7 +60,7 @@ class VeRAShared(BetweenVectors):
 
 
 def kaiming_uniform(
-    key: PRNGKeyArray, shape: tuple[int, ...], *, dtype: Any, fan_in: int | None = None
+    key: PRNGKeyArray, shape: tuple[int, ...], *, dtype: DTypeLike, fan_in: int | None = None
 ) -> Array:
     """Uniform with mean 0 and variance `2 / fan_in`, by default for the last axis."""
     bound = math.sqrt(6 / (shape[-1] if fan_in is None else fan_in))

@@ -7,6 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .._arrays import Matrix
@@ -54,11 +55,11 @@ class WaveFT(Transformed):
         W: Matrix,
         r: int,
         key: PRNGKeyArray,
-        dtype: Any,
+        dtype: DTypeLike,
         *,
-        n_frequency: Any = None,
+        n_frequency: object = None,
         wavelet: str | Sequence[float] = "db1",
-    ) -> dict[str, Any]:
+    ) -> dict[str, Array]:
         fields = super().start(W, r, key, dtype, n_frequency=n_frequency)
         return {**fields, "low_pass": jnp.asarray(_taps(wavelet), W.dtype)}
 
@@ -79,7 +80,7 @@ class WaveFT(Transformed):
         return synthesised(U, low, axis=1)[:outputs, :inputs]
 
     @classmethod
-    def options_of(cls, state: Mapping[str, Array]) -> dict[str, Any]:
+    def options_of(cls, state: Mapping[str, Array]) -> dict[str, object]:
         # The state contains the taps, so only their number matters.
         return {**super().options_of(state), "wavelet": (0.0,) * len(state["low_pass"])}
 

@@ -3,9 +3,9 @@
 import dataclasses
 import re
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import numpy as np
+from jax.typing import ArrayLike
 
 from jno.lora import SelectionError, Spec, Table
 from jno.lora.extending import Printed, show_path, table
@@ -41,7 +41,7 @@ class Allocation(Printed[AllocationRow]):
 
 
 def allocate(
-    statistics: Mapping[str, Mapping[str, Any]],
+    statistics: Mapping[str, Mapping[str, ArrayLike]],
     budget: int,
     *,
     method: str = "variance",
@@ -90,7 +90,9 @@ def allocate(
     return Allocation(tuple(rows))
 
 
-def _check_arguments(statistics: Any, budget: Any, method: Any, least: Any, most: Any) -> None:
+def _check_arguments(
+    statistics: Mapping[str, object], budget: int, method: str, least: int, most: int | None
+) -> None:
     if not (budget >= 1 and least >= 0 and (most is None or most >= max(least, 1))):
         raise SelectionError(
             "`budget` must be at least 1, `least` at least 0, and `most` at least 1 and `least`, "
@@ -102,7 +104,7 @@ def _check_arguments(statistics: Any, budget: Any, method: Any, least: Any, most
         raise SelectionError(f"`method` must be 'variance' or 'gradient', but is {method!r}.")
 
 
-def _energies(path: str, arrays: Mapping[str, Any], method: str) -> np.ndarray:
+def _energies(path: str, arrays: Mapping[str, ArrayLike], method: str) -> np.ndarray:
     """The energy of each direction, largest first, for each layer of a stack."""
     name, spectrum = _SPECTRA[method]
     if name not in arrays:
@@ -114,7 +116,7 @@ def _energies(path: str, arrays: Mapping[str, Any], method: str) -> np.ndarray:
     return energies.reshape(-1, energies.shape[-1])
 
 
-def _variance(arrays: Mapping[str, Any]) -> np.ndarray:
+def _variance(arrays: Mapping[str, ArrayLike]) -> np.ndarray:
     C = np.asarray(arrays["input_covariance"], np.float64)
     if "input_mean" in arrays:
         mean = np.asarray(arrays["input_mean"], np.float64)
@@ -124,12 +126,12 @@ def _variance(arrays: Mapping[str, Any]) -> np.ndarray:
     return values / np.where(total > 0, total, 1)
 
 
-def _gradient(arrays: Mapping[str, Any]) -> np.ndarray:
+def _gradient(arrays: Mapping[str, ArrayLike]) -> np.ndarray:
     return np.square(np.linalg.svd(np.asarray(arrays["gradient"], np.float64), compute_uv=False))
 
 
 # The statistic that each method reads, and the energies that it gives.
-_SPECTRA: dict[str, tuple[str, Callable[[Mapping[str, Any]], np.ndarray]]] = {
+_SPECTRA: dict[str, tuple[str, Callable[[Mapping[str, ArrayLike]], np.ndarray]]] = {
     "variance": ("input_covariance", _variance),
     "gradient": ("gradient", _gradient),
 }

@@ -96,7 +96,7 @@ def collect_statistics(
             f"{plan.problem or 'No selected layer gets an adapter that needs statistics.'} Name "
             'adapters that do, such as collect_statistics(model, batches, loss, wrapper="eva").'
         )
-    _check_names(rows.values())
+    _check_names(row.wrapper for row in rows.values())
     layers = layers_at(model, rows)
     probes = {path: _probe(row, layers[path], sketch) for path, row in rows.items()}
     totals: Any = None
@@ -114,9 +114,9 @@ def collect_statistics(
     return Statistics(means, shapes)
 
 
-def _check_names(rows: Iterable[PlanRow]) -> None:
+def _check_names(wrappers: Iterable[Any]) -> None:
     by_key: dict[str, type[Statistic]] = {}
-    for statistic in itertools.chain.from_iterable(statistics_of(row.wrapper) for row in rows):
+    for statistic in itertools.chain.from_iterable(map(statistics_of, wrappers)):
         first = by_key.setdefault(statistic_key(statistic), statistic)
         if first is not statistic:
             names = " and ".join(f"{x.__module__}.{x.__qualname__}" for x in (first, statistic))
