@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Inexact, PyTree
 
 from .._errors import WrapperError
 from .statistics import Statistic
-from .wrapper import LoRAWrapper
+from .wrapper import LoRAWrapper, overrides
 
 
 class Term(NamedTuple):
@@ -144,9 +144,7 @@ class MatrixAdapter(LoRAWrapper):
 
 def adds_up(cls: type[LoRAWrapper]) -> bool:
     """Whether a class of adapters defines `sum_of`."""
-    function: Any = MatrixAdapter.of(cls).sum_of
-    default: Any = MatrixAdapter.sum_of
-    return function.__func__ is not default.__func__
+    return overrides(MatrixAdapter.of(cls), MatrixAdapter, "sum_of")
 
 
 class Member(NamedTuple):

@@ -13,7 +13,7 @@ from .._paths import bullets
 from .constructing import constructor_problem, takes
 from .matrix_adapter import Composite, MatrixAdapter
 from .statistics import BUILT_IN, Statistic
-from .wrapper import About, LoRAWrapper
+from .wrapper import About, LoRAWrapper, overrides
 
 # Words with a special meaning in `wrapper=`, `target=` or `compare`, normalised.
 RESERVED_WORDS = ("auto", "all", "none", "alllinear")
@@ -94,7 +94,7 @@ def _constructor_mistakes(cls: type[LoRAWrapper], fields: Mapping[str, Any]) -> 
 def _attribute_mistakes(cls: type[LoRAWrapper]) -> Iterator[str]:
     members = ChainMap(*map(vars, cls.__mro__))  # pyright: ignore[reportArgumentType]
     for name in _CLASSMETHODS:
-        if not isinstance(members.get(name), classmethod | None):
+        if not isinstance(members.get(name), classmethod | staticmethod | None):
             yield f"`{name}` must be a classmethod"
     if not issubclass(cls, MatrixAdapter):
         for name in sorted(_OF_MATRICES & {name for base in cls.__mro__ for name in vars(base)}):
@@ -116,13 +116,13 @@ def _attribute_mistakes(cls: type[LoRAWrapper]) -> Iterator[str]:
 
 
 def _needs_mistakes(cls: type[LoRAWrapper]) -> Iterator[str]:
-    needs, default = getattr(cls, "needs", ()), MatrixAdapter.matrix
+    needs = getattr(cls, "needs", ())
     if not isinstance(needs, tuple) or not all(map(_is_statistic, needs)):
         yield (
             f"`needs` must be a tuple, but is {needs!r}, or an item of it is neither one of "
             f"{', '.join(BUILT_IN)} nor a subclass of jno.lora.Statistic with a name"
         )
-    elif needs and getattr(cls, "matrix", default).__func__ is default.__func__:  # pyright: ignore[reportFunctionMemberAccess]
+    elif needs and not overrides(cls, MatrixAdapter, "matrix"):
         yield "`needs` is given, so `matrix` must say which matrix the statistics belong to"
 
 

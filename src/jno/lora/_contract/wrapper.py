@@ -242,6 +242,12 @@ class LoRAWrapper(eqx.nn.StatefulLayer):
         return _read_weight.get()(self, name)
 
 
+def overrides(cls: type, base: type[LoRAWrapper], name: str) -> bool:
+    """Whether an adapter class has another member of that name than a base class of the contract."""
+    default = inspect.getattr_static(base, name)
+    return inspect.getattr_static(cls, name, default) is not default
+
+
 def trainable_fields(cls: type[LoRAWrapper]) -> tuple[str, ...]:
     """The `adapter_fields` and the `optional_fields`, which are `None` without their options."""
     return (*cls.adapter_fields, *getattr(cls, "optional_fields", ()))

@@ -11,7 +11,7 @@ from jaxtyping import PyTree
 
 from .._contract.coded import is_coded
 from .._contract.constructing import takes
-from .._contract.wrapper import LoRAWrapper, is_adapter
+from .._contract.wrapper import LoRAWrapper, is_adapter, overrides
 from .._errors import SelectionError, WrapperError, warn
 from .._paths import FEW, bullets, show_array, show_path, show_place
 from .._registry.plugins import how_to_block
@@ -296,7 +296,7 @@ def _why_quantized(module: eqx.Module) -> str | None:
 
 def _why_not_stacked(cls: type[LoRAWrapper], layer: PyTree) -> str | None:
     """Why a class cannot adapt a layer that it claims: a stack, and the class knows no stacks."""
-    if cls.stack_ndim.__func__ is not LoRAWrapper.stack_ndim.__func__:
+    if overrides(cls, LoRAWrapper, "stack_ndim"):
         return None
     for name, value in fields_of(layer).items():
         if getattr(value, "ndim", 0) > _own_ndim(layer, name):
