@@ -243,7 +243,7 @@ class LoRAWrapper(eqx.nn.StatefulLayer):
 
 
 def overrides(cls: type, base: type[LoRAWrapper], name: str) -> bool:
-    """Whether an adapter class has another member of that name than a base class of the contract."""
+    """Whether an adapter class has another member of that name than a base of the contract."""
     default = inspect.getattr_static(base, name)
     return inspect.getattr_static(cls, name, default) is not default
 
