@@ -38,7 +38,7 @@ def per_matrix(method: type[Method]) -> "type[MethodPerMatrix]":
         "method": method,
         "of_one_matrix": of_one_matrix,
         "method_fields": method_fields,
-        "default_alpha": staticmethod(method.default_alpha),
+        "default_alpha": classmethod(lambda cls, rank: method.default_alpha(rank)),
         **{name: getattr(method, name) for name in _SAME_FOR_EACH_MATRIX},
     }
     # Tools ask whether a class defines these.
