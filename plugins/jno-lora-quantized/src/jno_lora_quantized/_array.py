@@ -4,14 +4,15 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.core import Tracer
-from jax.sharding import NamedSharding, PartitionSpec
-from jaxtyping import Array, Float, Integer
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec, Sharding
+from jaxtyping import Array, DTypeLike, Float, Integer, PyTree
 
 from jno.lora.extending import CodedArray, over_stack, row_products
 
@@ -47,7 +48,7 @@ class QuantizedArray(CodedArray):
     codes: Integer[Array, "*stack rows bytes"]
     parts: tuple[Array, ...]
     form: tuple[int, ...] = eqx.field(static=True)
-    dtype: Any = eqx.field(static=True)
+    dtype: np.dtype = eqx.field(static=True)
     scheme: Scheme = eqx.field(static=True)
 
     @property
@@ -59,7 +60,7 @@ class QuantizedArray(CodedArray):
         return (*self.codes.shape[:-2], *self.form)
 
     @property
-    def sharding(self) -> Any:
+    def sharding(self) -> Sharding:
         """The weight's sharding, which follows from the sharding of the codes."""
         sharding = self.codes.sharding
         if not isinstance(sharding, NamedSharding):
@@ -79,7 +80,7 @@ class QuantizedArray(CodedArray):
         codes, columns = self.codes if rows is None else self.codes[rows], math.prod(self.form[1:])
         return self.scheme.decode(codes, self.parts, columns, rows).astype(self.dtype)
 
-    def astype(self, dtype: Any) -> "QuantizedArray":
+    def astype(self, dtype: DTypeLike) -> "QuantizedArray":
         return dataclasses.replace(self, dtype=_floating(dtype))
 
     def applied(self, function: Callable[[Array, Array], Array], x: Array) -> Array:
@@ -100,7 +101,7 @@ class QuantizedArray(CodedArray):
         blocks = jax.lax.map(products, starts)
         return jax.tree.map(lambda y: y.reshape(-1, *y.shape[2:])[:count], blocks)
 
-    def __getitem__(self, index: Any) -> Array:
+    def __getitem__(self, index: PyTree) -> Array:
         # A lookup decodes only its rows. Any other index decodes the whole weight.
         dtype = getattr(index, "dtype", int if isinstance(index, int) else bool)
         if self.codes.ndim > 2 or not jnp.issubdtype(dtype, jnp.integer):
@@ -113,10 +114,9 @@ class QuantizedArray(CodedArray):
     def of(cls, weight: Array, scheme: Scheme, stack_ndim: int = 0) -> "QuantizedArray":
         """The codes of a floating array with `stack_ndim` axes of a stack in front."""
         stack, form = weight.shape[:stack_ndim], weight.shape[stack_ndim:]
-        matrices = weight.reshape(*stack, form[0], -1)
-        codes, parts = _encode(matrices, scheme=scheme)
+        codes, parts = _encode(weight.reshape(*stack, form[0], -1), scheme=scheme)
         dtype = _floating(weight.dtype)
-        return cls(codes=codes, parts=parts, form=tuple(form), dtype=dtype, scheme=scheme)
+        return cls(codes=codes, parts=parts, form=form, dtype=dtype, scheme=scheme)
 
 
 @functools.partial(jax.jit, static_argnames="scheme")
@@ -124,7 +124,7 @@ def _encode(matrices: Array, *, scheme: Scheme) -> tuple[Array, tuple[Array, ...
     return over_stack(scheme.encode, matrices.ndim - 2)(matrices.astype(jnp.float32))
 
 
-def _floating(dtype: Any) -> Any:
+def _floating(dtype: DTypeLike) -> np.dtype:
     """**Raises:** `TypeError` unless `dtype` is a floating dtype."""
     dtype = jax.dtypes.canonicalize_dtype(dtype)
     if not jnp.issubdtype(dtype, jnp.floating):
@@ -132,7 +132,7 @@ def _floating(dtype: Any) -> Any:
     return dtype
 
 
-def placed_like(array: Any, weight: Any) -> Any:
+def placed_like(array: PyTree, weight: object) -> PyTree:
     """`array` sharded like `weight`; codes only along axes that divide evenly."""
     sharding = None if isinstance(weight, Tracer) else getattr(weight, "sharding", None)
     if not isinstance(sharding, NamedSharding):
@@ -141,7 +141,7 @@ def placed_like(array: Any, weight: Any) -> Any:
         return jax.device_put(array, sharding)
     mesh, ndim = sharding.mesh, array.codes.ndim
 
-    def place(leaf: Any) -> Any:
+    def place(leaf: Array) -> Array:
         # Codes and scales have the stack axes, and usually an axis of rows and an axis of blocks.
         spec = tuple(sharding.spec)[: ndim if leaf.ndim == ndim else ndim - 2]
         pairs = zip(spec, leaf.shape, strict=False)
@@ -151,7 +151,7 @@ def placed_like(array: Any, weight: Any) -> Any:
     return jax.tree.map(place, array)
 
 
-def _divides(mesh: Any, axis: Any, size: int) -> bool:
+def _divides(mesh: Mesh | AbstractMesh, axis: str | tuple[str, ...] | None, size: int) -> bool:
     if axis is None:
         return True
     names = axis if isinstance(axis, tuple) else (axis,)

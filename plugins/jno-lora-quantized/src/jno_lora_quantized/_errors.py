@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -68,7 +67,7 @@ def quantization_errors(model: PyTree, quantized: PyTree) -> QuantizationErrors:
     rows: list[QuantizationError] = []
     squares: list[tuple[float, float]] = []
     for path, original in originals.items():
-        layer: Any = layers.get(path)
+        layer: PyTree = layers.get(path)
         base = layer
         while isinstance(base, LoRAWrapper):
             base = base.base
@@ -95,7 +94,7 @@ def quantization_errors(model: PyTree, quantized: PyTree) -> QuantizationErrors:
 
 
 @jax.jit
-def _differences(original: Array, weight: Any) -> tuple[Array, Array, Array]:
+def _differences(original: Array, weight: PyTree) -> tuple[Array, Array, Array]:
     """The squared norms of the difference and of the original, and the largest difference."""
     original = jnp.asarray(original, jnp.float32)
     difference = jnp.asarray(weight).astype(jnp.float32) - original

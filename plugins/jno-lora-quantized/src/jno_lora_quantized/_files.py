@@ -5,14 +5,14 @@ import json
 import os
 import reprlib
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
-from jaxtyping import PyTree
+from jaxtyping import Array, PyTree
 
 from jno.lora import CheckpointError, SelectionError
 from jno.lora.extending import (
@@ -29,7 +29,7 @@ from jno.lora.extending import (
 
 from ._array import QuantizedArray, placed_like
 from ._layers import all_plain, decoding
-from ._plan import quantizable_layers, weight_kind
+from ._plan import quantizable_layers, stack_ndim
 from ._schemes import scheme_named
 
 M = TypeVar("M")
@@ -59,7 +59,7 @@ def save_quantized(model: PyTree, path: FilePath) -> None:
             "the base by save_quantized(unwrap_lora(model), path)."
         )
     tensors: dict[str, np.ndarray] = {}
-    descriptions: dict[str, Any] = {}
+    descriptions: dict[str, object] = {}
     for name, array in _arrays(model):
         if isinstance(array, QuantizedArray):
             form = {"dtype": str(array.dtype), "stack_ndim": array.codes.ndim - 2}
@@ -96,7 +96,7 @@ def load_quantized(template: M, path: FilePath) -> M:
     tensors, metadata = read_file(path)
     descriptions = _descriptions(path, metadata)
     old_arrays = dict(_arrays(template))
-    arrays: dict[str, Any] = {}
+    arrays: dict[str, Array | QuantizedArray] = {}
     problems: list[str] = []
     for name, form in dict(_arrays(plain)).items():
         if name in descriptions:
@@ -117,7 +117,7 @@ def load_quantized(template: M, path: FilePath) -> M:
     return decoding(filled)
 
 
-def _misfits(name: str, form: Any, tensors: Mapping[str, Any]) -> list[str]:
+def _misfits(name: str, form: PyTree, tensors: Mapping[str, np.ndarray]) -> list[str]:
     misfits: list[str] = []
     for tensor_name, leaf in _tensors(name, form):
         tensor = tensors.get(tensor_name)
@@ -127,7 +127,7 @@ def _misfits(name: str, form: Any, tensors: Mapping[str, Any]) -> list[str]:
     return misfits
 
 
-def _coded_form(weight: Any, ndim: int | None, description: Any) -> QuantizedArray | str:
+def _coded_form(weight: PyTree, ndim: int | None, description: PyTree) -> QuantizedArray | str:
     """The quantised form of a weight from a file's description, or why this is impossible."""
     if ndim is None:
         return "the file has codes, but it is not a weight that `quantize` takes"
@@ -145,7 +145,7 @@ def _coded_form(weight: Any, ndim: int | None, description: Any) -> QuantizedArr
     return eqx.filter_eval_shape(QuantizedArray.of, weight, scheme, ndim)
 
 
-def _descriptions(path: FilePath, metadata: Mapping[str, str]) -> dict[str, Any]:
+def _descriptions(path: FilePath, metadata: Mapping[str, str]) -> dict[str, object]:
     try:
         content = json.loads(metadata.get(_KEY, "null"))
         weights = content["weights"] if content["version"] == 1 else None
@@ -161,12 +161,11 @@ def _descriptions(path: FilePath, metadata: Mapping[str, str]) -> dict[str, Any]
 
 def _stack_ndims(model: PyTree) -> dict[str, int]:
     """The number of stack axes, by the path of each weight that can be quantised."""
-    layers = quantizable_layers(model)
-    ndims = {path: weight_kind(layer).stack_ndim(layer) for path, layer in layers.items()}
-    return {f"{path}/weight".lstrip("/"): ndim for path, ndim in ndims.items()}
+    layers = quantizable_layers(model).items()
+    return {f"{path}/weight".lstrip("/"): stack_ndim(layer) for path, layer in layers}
 
 
-def _arrays(tree: PyTree) -> list[tuple[str, Any]]:
+def _arrays(tree: PyTree) -> list[tuple[str, PyTree]]:
     """The arrays of `tree`, with their paths. A quantised weight counts as one array."""
     return [
         (path_str(keys), node)
@@ -175,6 +174,6 @@ def _arrays(tree: PyTree) -> list[tuple[str, Any]]:
     ]
 
 
-def _tensors(name: str, array: Any) -> list[tuple[str, Any]]:
+def _tensors(name: str, array: PyTree) -> list[tuple[str, Array | jax.ShapeDtypeStruct]]:
     leaves = jtu.tree_leaves_with_path(array)
     return [(f"{name}/{path_str(keys)}" if keys else name, leaf) for keys, leaf in leaves]

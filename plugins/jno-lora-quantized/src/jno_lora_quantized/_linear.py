@@ -6,7 +6,7 @@ are such products too. (A function with a custom derivative rule would fail in s
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -15,11 +15,12 @@ from jax.core import ShapedArray
 from jax.experimental import jet
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
-from jaxtyping import Array
+from jaxtyping import Array, PyTree
 
 # A hashable function of `x` and a coded array's leaves that is linear in `x`. Equal functions share
 # compiled programs.
 Map = Callable[..., Array]
+Arrays = Sequence[Array]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +39,7 @@ class _Transposed:
     """The transpose of a function of `x`, whose type is `x_type`."""
 
     function: Map
-    x_type: Any
+    x_type: ShapedArray
 
     def __call__(self, y: Array, *leaves: Array) -> Array:
         return jax.linear_transpose(lambda x: self.function(x, *leaves), self.x_type)(y)[0]
@@ -68,27 +69,29 @@ linear_p.def_impl(lambda *args, function: _compiled(function)(*args))
 
 
 @linear_p.def_abstract_eval
-def _abstract(*args: Any, function: Map) -> ShapedArray:
+def _abstract(*args: ShapedArray, function: Map) -> ShapedArray:
     # Traced with the types of the arguments, which include their sharding.
     return jax.make_jaxpr(function)(*args).out_avals[0]
 
 
-def _differentiate(primals: Any, tangents: Any, *, function: Map) -> tuple[Array, Any]:
+def _differentiate(primals: Arrays, tangents: PyTree, *, function: Map) -> tuple[Array, Array]:
     # Only `x` has a tangent, because the leaves are integer codes.
     (x, *leaves), dx = primals, tangents[0]
     return linear(function, x, *leaves), linear(function, dx, *leaves)
 
 
-def _transpose(y: Any, x: Any, *leaves: Any, function: Map) -> tuple[Any, ...]:
+def _transpose(
+    y: Array, x: ad.UndefinedPrimal, *leaves: Array, function: Map
+) -> tuple[Array | None, ...]:
     back = linear(_Transposed(function, x.aval), y, *leaves)
     return back, *(None for _ in leaves)
 
 
-def _batch(args: Any, axes: Any, *, function: Map) -> tuple[Array, int]:
+def _batch(args: Arrays, axes: Sequence[int | None], *, function: Map) -> tuple[Array, int]:
     return linear(_Mapped(function, tuple(axes)), *args), 0
 
 
-def _expand(primals: Any, series: Any, *, function: Map) -> tuple[Array, list[Array]]:
+def _expand(primals: Arrays, series: PyTree, *, function: Map) -> tuple[Array, list[Array]]:
     """The rule of Taylor mode, which maps each coefficient of `x` separately."""
     x, *leaves = primals
     return linear(function, x, *leaves), [linear(function, term, *leaves) for term in series[0]]

@@ -1,12 +1,12 @@
 """LoftQ and QPiSSA: LoRA starts from a weight's quantisation error."""
 
 import functools
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from jno.lora import MatrixAdapter, SelectionError
 from jno.lora.extending import (
@@ -82,7 +82,7 @@ def loftq(
     reasons = {path_str(keys): reason for keys, _, reason in layers_to_quantize(model, pattern)}
     left_out: list[str] = []
 
-    def started(path: str, adapter: Any) -> Any:
+    def started(path: str, adapter: M) -> M:
         base = f"{path}/base" if path else "base"
         reason = reasons.get(base, "it is not a layer that quantize takes") or _why_not(adapter)
         if reason is None:
@@ -99,7 +99,7 @@ def loftq(
     return quantize(model, **settings) if any(remaining) else model
 
 
-def _why_not(adapter: Any) -> str | None:
+def _why_not(adapter: PyTree) -> str | None:
     if MatrixAdapter.of(type(adapter)).low_rank_scale(adapter.rank, adapter.alpha) is None:
         return "its update is not a scale times B A"
     if not adapter.state().keys() <= {"lora_A", "lora_B", "bias_update"}:
@@ -107,7 +107,7 @@ def _why_not(adapter: Any) -> str | None:
     return None
 
 
-def _started(path: str, adapter: Any, scheme: Scheme, **schedule: Any) -> Any:
+def _started(path: str, adapter: PyTree, scheme: Scheme, **schedule: int | str) -> PyTree:
     """The adapter around its quantised base, with factors that compensate for the error."""
     scale = MatrixAdapter.of(type(adapter)).low_rank_scale(adapter.rank, adapter.alpha)
     if scale == 0:
@@ -123,7 +123,7 @@ def _started(path: str, adapter: Any, scheme: Scheme, **schedule: Any) -> Any:
 
 
 def _alternated(
-    adapter: Any, *, scheme: Scheme, scale: float, iterations: int, start: str, svd: str
+    adapter: PyTree, *, scheme: Scheme, scale: float, iterations: int, start: str, svd: str
 ) -> tuple[QuantizedArray, Array, Array]:
     """The codes of one layer, and the factors `A` and `B`."""
     dtype, r = adapter.lora_A.dtype, adapter.lora_A.shape[0]
@@ -153,5 +153,5 @@ def _alternated(
     return codes, A, B
 
 
-def _with_weight(layer: Any, weight: Any) -> Any:
+def _with_weight(layer: M, weight: Array) -> M:
     return eqx.tree_at(lambda m: m.weight, layer, weight, is_leaf=is_coded)

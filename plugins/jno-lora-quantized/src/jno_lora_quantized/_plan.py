@@ -3,17 +3,16 @@
 import dataclasses
 import re
 from collections.abc import Iterator
-from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
-from jaxtyping import PyTree
+from jaxtyping import Array, PyTree
 
 from jno.lora import LoRAWrapper, SelectionError, Table
 from jno.lora.extending import Printed, expect_model, is_coded, path_str, show_path, table
-from jno_lora_zoo import LAYER_KINDS
+from jno_lora_zoo import LAYER_KINDS, LayerKind
 
 from ._array import QuantizedArray
 from ._schemes import Scheme, scheme_named
@@ -22,12 +21,12 @@ _KINDS = tuple(kind for kind in LAYER_KINDS if kind.weight_axes is not None)
 _EVERY_PATH = re.compile("")
 _NORMS = (eqx.nn.WeightNorm, eqx.nn.SpectralNorm)
 
-Keys = tuple[Any, ...]
+Keys = tuple[object, ...]
 
 
 def layers_to_quantize(
     model: PyTree, pattern: re.Pattern[str] = _EVERY_PATH, keys: Keys = ()
-) -> Iterator[tuple[Keys, Any, str | None]]:
+) -> Iterator[tuple[Keys, PyTree, str | None]]:
     """Each layer with floating arrays: its keys, the layer, and why it is left alone, if so."""
     while isinstance(model, LoRAWrapper):  # further layers belong to the adapter, and may train
         model, keys = model.base, (*keys, jtu.GetAttrKey("base"))
@@ -40,7 +39,7 @@ def layers_to_quantize(
         if is_layer:
             return
 
-    def is_inside(node: Any) -> bool:
+    def is_inside(node: object) -> bool:
         return node is not model and isinstance(node, eqx.Module)
 
     for more, node in jtu.tree_leaves_with_path(model, is_leaf=is_inside):
@@ -48,7 +47,7 @@ def layers_to_quantize(
             yield from layers_to_quantize(node, pattern, (*keys, *more))
 
 
-def _reason(keys: Keys, layer: Any, pattern: re.Pattern[str]) -> str | None:
+def _reason(keys: Keys, layer: PyTree, pattern: re.Pattern[str]) -> str | None:
     """Why a layer is left alone; `None` if it is quantised."""
     if isinstance(layer, _NORMS):
         return f"the {type(layer).__name__} rewrites the weight inside"
@@ -66,26 +65,30 @@ def _reason(keys: Keys, layer: Any, pattern: re.Pattern[str]) -> str | None:
     return None
 
 
-def weight_kind(layer: Any) -> Any:
+def weight_kind(layer: PyTree) -> type[LayerKind] | None:
     """The kind of a layer whose weight can be quantised; `None` for other nodes."""
     return next((kind for kind in _KINDS if kind.applies_to(layer)), None)
 
 
-def quantizable_layers(model: PyTree) -> dict[str, Any]:
+def stack_ndim(layer: PyTree) -> int:
+    """The number of stack axes of a layer whose weight can be quantised."""
+    return next(kind.stack_ndim(layer) for kind in _KINDS if kind.applies_to(layer))
+
+
+def quantizable_layers(model: PyTree) -> dict[str, PyTree]:
     layers = layers_to_quantize(model)
     return {path_str(keys): layer for keys, layer, reason in layers if reason is None}
 
 
-def floating_arrays(node: Any) -> list[Any]:
-    values = (getattr(node, field.name, None) for field in dataclasses.fields(node))
-    return [value for value in values if eqx.is_inexact_array(value)]
+def floating_arrays(node: PyTree) -> list[Array]:
+    return [value for value in vars(node).values() if eqx.is_inexact_array(value)]
 
 
 def is_template(model: PyTree) -> bool:
     return any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(model))
 
 
-def as_pattern(target: Any) -> re.Pattern[str]:
+def as_pattern(target: str | None) -> re.Pattern[str]:
     """A target as a regex, by default for all paths. **Raises:** `SelectionError` if invalid."""
     try:
         return _EVERY_PATH if target is None else re.compile(target)
@@ -166,8 +169,8 @@ def _plan(model: PyTree, scheme: Scheme, pattern: re.Pattern[str]) -> Quantizati
             size = sum(array.nbytes for array in floating_arrays(layer))
             rows.append(QuantizationRow(path, name, None, reason, size, size))
             continue
-        weight, ndim = jnp.asarray(layer.weight), weight_kind(layer).stack_ndim(layer)
-        codes = eqx.filter_eval_shape(QuantizedArray.of, weight, scheme, ndim)
+        weight = jnp.asarray(layer.weight)
+        codes = eqx.filter_eval_shape(QuantizedArray.of, weight, scheme, stack_ndim(layer))
         rows.append(
             QuantizationRow(path, name, scheme.name, None, layer.weight.nbytes, codes.nbytes)
         )

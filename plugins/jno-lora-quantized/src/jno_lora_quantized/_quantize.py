@@ -1,20 +1,20 @@
 """Replace the weights of a model by codes, and codes by weights."""
 
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 from jax.core import Tracer
-from jaxtyping import Array, Bool
+from jaxtyping import Array, Bool, PyTree
 
 from jno.lora import SelectionError
 from jno.lora.extending import bullets, expect_model, path_str, show_path
 
 from ._array import QuantizedArray, placed_like
 from ._layers import all_plain, decoding
-from ._plan import as_pattern, is_template, layers_to_quantize, weight_kind
+from ._plan import as_pattern, is_template, layers_to_quantize, stack_ndim
 from ._schemes import scheme_named
 
 M = TypeVar("M")
@@ -51,7 +51,7 @@ def quantize(
     expect_model(model, "quantize")
     coding, pattern = scheme_named(scheme, block, double), as_pattern(target)
     if is_template(model):
-        settings: Any = {"scheme": scheme, "target": target, "block": block, "double": double}
+        settings = {"scheme": scheme, "target": target, "block": block, "double": double}
         return eqx.filter_eval_shape(quantize, model, **settings)
     reasons = {keys: reason for keys, _, reason in layers_to_quantize(model, pattern)}
     chosen = {keys for keys, reason in reasons.items() if reason is None}
@@ -66,13 +66,12 @@ def quantize(
     )
     # No variable refers to an old layer once its codes exist.
     del model
-    quantized: list[Any] = []
+    quantized: list[PyTree] = []
     nodes.reverse()
     while nodes:
         keys, node = nodes.pop()
         if keys in chosen:
-            ndim = weight_kind(node).stack_ndim(node)
-            codes = QuantizedArray.of(jnp.asarray(node.weight), coding, ndim)
+            codes = QuantizedArray.of(jnp.asarray(node.weight), coding, stack_ndim(node))
             node = with_codes(path_str(keys), node, codes)
         quantized.append(node)
     return jtu.tree_unflatten(treedef, quantized)
@@ -89,7 +88,7 @@ def dequantize(model: M) -> M:
     return eqx.filter_eval_shape(all_plain, model) if is_template(model) else all_plain(model)
 
 
-def with_codes(path: str, layer: Any, codes: QuantizedArray) -> Any:
+def with_codes(path: str, layer: PyTree, codes: QuantizedArray) -> PyTree:
     """**Raises:** `SelectionError` if the codes decode to numbers that are not finite."""
     weight = jnp.asarray(layer.weight)
     if not isinstance(weight, Tracer) and not _is_finite(codes):

@@ -3,7 +3,7 @@
 import abc
 import dataclasses
 import functools
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -195,7 +195,7 @@ class Float8(EightBits):
         return jax.lax.bitcast_convert_type(codes, jnp.float8_e4m3fn).astype(jnp.float32)
 
 
-def scheme_named(name: Any, block: Any = 64, double: Any = True) -> Scheme:
+def scheme_named(name: object, block: object = 64, double: bool = True) -> Scheme:
     """The scheme of this name. **Raises:** `SelectionError` for wrong arguments."""
     if isinstance(block, bool) or not isinstance(block, int) or block < 2:
         raise SelectionError(f"`block` must be an integer of at least 2, but is {block!r}.")
@@ -232,7 +232,7 @@ def _as_bits(values: Array) -> Array:
     return jax.lax.bitcast_convert_type(values, jnp.uint32)
 
 
-def _as_floats(bits: Any) -> Array:
+def _as_floats(bits: Array) -> Array:
     return jax.lax.bitcast_convert_type(jnp.asarray(bits), jnp.float32)
 
 

@@ -1,13 +1,13 @@
 """A replay penalty: how far an adapted model has moved from its base on earlier inputs."""
 
 from collections.abc import Callable
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, ArrayLike, Float, PyTree
 
 from jno.lora import Net, SelectionError, disabled, resolve
 from jno.lora.extending import (
@@ -19,8 +19,9 @@ from jno.lora.extending import (
     path_str,
     show_array,
     show_path,
-    widest,
 )
+
+from ._penalty import total
 
 Distance = Literal["squared", "kl"]
 
@@ -28,9 +29,9 @@ Distance = Literal["squared", "kl"]
 def retain(
     model: PyTree,
     inputs: PyTree,
-    weight: Any = 1.0,
+    weight: ArrayLike = 1.0,
     *,
-    call: Callable[[Any, Any], Any] | None = None,
+    call: Callable[[PyTree, PyTree], PyTree] | None = None,
     distance: Distance = "squared",
     base: PyTree | None = None,
 ) -> Float[Array, ""]:
@@ -86,11 +87,11 @@ def retain(
     return jnp.asarray(weight, value.dtype) * value
 
 
-def _mapped(model: Any, inputs: PyTree) -> Any:
+def _mapped(model: PyTree, inputs: PyTree) -> PyTree:
     return jax.vmap(Net(model))(inputs)
 
 
-def _pairs(new: Any, old: Any) -> list[tuple[str, Array, Array]]:
+def _pairs(new: PyTree, old: PyTree) -> list[tuple[str, Array, Array]]:
     """The floating and complex arrays of two outputs, paired by their path in the output."""
     columns = [
         [(path_str(keys), at_least_float32(leaf)) for keys, leaf in jtu.tree_leaves_with_path(tree)]
@@ -117,7 +118,7 @@ def _pairs(new: Any, old: Any) -> list[tuple[str, Array, Array]]:
 
 def _squared(pairs: list[tuple[str, Array, Array]]) -> Array:
     sums = [jnp.sum(jnp.square(jnp.abs(x - y))) for _, x, y in pairs]
-    return _total(sums) / sum(x.size for _, x, _ in pairs)
+    return total(sums) / sum(x.size for _, x, _ in pairs)
 
 
 def _kl(pairs: list[tuple[str, Array, Array]]) -> Array:
@@ -135,9 +136,4 @@ def _kl(pairs: list[tuple[str, Array, Array]]) -> Array:
         terms = jnp.where(log_base > -jnp.inf, jnp.exp(log_base) * (log_base - log_p), 0)
         sums.append(jnp.sum(terms))
         rows += x.size // x.shape[-1]
-    return _total(sums) / rows
-
-
-def _total(sums: list[Array]) -> Array:
-    dtype = widest(value.dtype for value in sums)
-    return jnp.sum(jnp.stack([value.astype(dtype) for value in sums]))
+    return total(sums) / rows

@@ -2,9 +2,10 @@
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 from jax import lax
+from jax.core import ShapedArray
+from jax.extend.core import Primitive
 from jaxtyping import PyTree
 
 from jno.lora.extending import adapted_layers
@@ -31,7 +32,7 @@ def save_products(model: PyTree) -> Callable[..., bool]:
     ranks = (getattr(adapter, "rank", None) for _, adapter in adapted_layers(model))
     largest_rank = max((rank for rank in ranks if isinstance(rank, int)), default=0)
 
-    def is_saved(primitive: Any, *inputs: Any, **params: Any) -> bool:
+    def is_saved(primitive: Primitive, *inputs: ShapedArray, **params: PyTree) -> bool:
         if primitive is lax.dot_general_p:
             (contracted, _), (batched, _) = params["dimension_numbers"]
             size = math.prod(inputs[0].shape[axis] for axis in contracted)

@@ -1,12 +1,11 @@
 """Layers of the same structure as one module, compiled once, with less saved for the gradient."""
 
 from collections.abc import Iterable
-from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import PRNGKeyArray, PyTree
+from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from jno.lora import SelectionError
 
@@ -61,7 +60,7 @@ class ScannedLayers(eqx.Module):
         self.stack = eqx.combine(jax.tree.map(lambda *leaves: jnp.stack(leaves), *arrays), static)
         self.count, self.remat = len(layers), remat
 
-    def __call__(self, x: Any, *args: Any, key: PRNGKeyArray | None = None) -> Any:
+    def __call__(self, x: PyTree, *args: PyTree, key: PRNGKeyArray | None = None) -> PyTree:
         """Run all layers on `x`, an input of the first layer.
 
         All layers get the same `args`. A `key` is split into one `key=` for each layer.
@@ -69,7 +68,7 @@ class ScannedLayers(eqx.Module):
         arrays, static = eqx.partition(self.stack, eqx.is_array)
         keys = None if key is None else jax.random.split(key, self.count)
 
-        def body(x: Any, slices: Any) -> tuple[Any, Any]:
+        def body(x: PyTree, slices: tuple[PyTree, Array | None]) -> tuple[PyTree, PyTree]:
             arrays, key = slices
             keywords = {} if key is None else {"key": key}
             out = eqx.combine(arrays, static)(x, *args, **keywords)
@@ -90,7 +89,7 @@ class ScannedLayers(eqx.Module):
         ]
 
 
-def _form(layer: PyTree) -> Any:
+def _form(layer: PyTree) -> tuple[object, list[object]]:
     """The structure and static leaves of a layer, and the shapes and dtypes of its arrays."""
     leaves, treedef = jax.tree.flatten(layer)
     return treedef, [(x.shape, x.dtype) if eqx.is_array(x) else x for x in leaves]

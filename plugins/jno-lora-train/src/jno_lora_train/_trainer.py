@@ -70,10 +70,10 @@ class Trainer:
     `jno_lora_train.optim.conjugate()`.
     """
 
-    def __init__(self, loss: Callable[[Any, Any], Array], optimizer: Any):
+    def __init__(self, loss: Callable[[PyTree, PyTree], Array], optimizer: Any):
         self.optimizer = optimizer
 
-        def step(trainable: PyTree, frozen: PyTree, state: PyTree, batch: PyTree) -> Any:
+        def step(trainable: PyTree, frozen: PyTree, state: PyTree, batch: PyTree) -> PyTree:
             # Differentiate only the trainable part: frozen arrays get no gradient, not even zeros.
             value, gradient = eqx.filter_value_and_grad(
                 lambda trainable: loss(resolve(eqx.combine(trainable, frozen)), batch)
@@ -85,7 +85,7 @@ class Trainer:
             return jax.tree.map(lambda x, old: x.astype(old.dtype), moved, trainable), state, value
 
         self._step: Any = eqx.filter_jit(step)
-        self._loss: Any = eqx.filter_jit(lambda model, batch: loss(resolve(model), batch))
+        self._loss = eqx.filter_jit(lambda model, batch: loss(resolve(model), batch))
 
     def start(self, trainable: PyTree) -> TrainingRun:
         """A new run, before its first step, for the trainable part of a model."""
@@ -158,7 +158,7 @@ def _ascent(gradient: PyTree, state: PyTree) -> PyTree:
     return jax.tree.map(jnp.conj, gradient)
 
 
-def _is_conjugate(node: Any) -> bool:
+def _is_conjugate(node: object) -> bool:
     return isinstance(node, ConjugateState)
 
 

@@ -6,7 +6,6 @@ import math
 import os
 import zlib
 from dataclasses import replace
-from typing import Any
 
 import equinox as eqx
 import jax
@@ -120,7 +119,7 @@ def _with_key_data(run: TrainingRun) -> TrainingRun:
     return jax.tree.map(lambda x: jax.random.key_data(x) if _is_key(x) else x, run)
 
 
-def _as_key(leaf: Any, like: Any) -> Any:
+def _as_key(leaf: PyTree, like: PyTree) -> PyTree:
     return jax.random.wrap_key_data(leaf, impl=jax.random.key_impl(like)) if _is_key(like) else leaf
 
 

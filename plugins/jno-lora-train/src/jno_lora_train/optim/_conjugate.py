@@ -1,7 +1,5 @@
 """Gradients of complex arrays, as optimisers expect them."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import optax
@@ -28,7 +26,7 @@ def conjugate() -> optax.GradientTransformation:
     needs `conjugate` as well. A line search of optax (L-BFGS) takes JAX's gradient as `grad=`.
     """
 
-    def update(updates: PyTree, state: Any, params: PyTree = None) -> tuple[PyTree, Any]:
+    def update(updates: PyTree, state: PyTree, params: PyTree = None) -> tuple[PyTree, PyTree]:
         return jax.tree.map(jnp.conj, updates), state
 
     return optax.GradientTransformation(lambda params: ConjugateState(), update)

@@ -1,15 +1,15 @@
 """The factors of the products in adapters, as declared by their classes (`factor_sides`)."""
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.tree_util as jtu
-from jaxtyping import PyTree
+from jaxtyping import Array, PyTree
 
 from jno.lora import LoRAWrapper, MatrixAdapter
 from jno.lora.extending import is_adapter
 
-KeyPath = tuple[Any, ...]
+KeyPath = tuple[object, ...]
 
 ADVICE = (
     "Give optax the trained part of an adapted model, `net.partition()[0]`. The class of an "
@@ -21,7 +21,11 @@ class Factor(NamedTuple):
     """A factor of a product, and its key path in the tree."""
 
     keys: KeyPath
-    array: Any
+    array: Array
+
+
+# By side, for each field, the factors by their path in the field.
+Sides = dict[str, list[dict[KeyPath, Factor]]]
 
 
 class Product(NamedTuple):
@@ -33,7 +37,7 @@ class Product(NamedTuple):
     inner: KeyPath = ()
 
 
-def factors(tree: PyTree, keys: KeyPath = ()) -> Iterator[tuple[LoRAWrapper, Any]]:
+def factors(tree: PyTree, keys: KeyPath = ()) -> Iterator[tuple[LoRAWrapper, Sides]]:
     """Each adapter of `tree`, with its factors by side, by field, and by their path in the field.
 
     Fields whose arrays were taken out (`eqx.partition`, `optax.masked`) have no factors. An adapter
@@ -45,7 +49,7 @@ def factors(tree: PyTree, keys: KeyPath = ()) -> Iterator[tuple[LoRAWrapper, Any
         if not is_adapter(adapter):
             continue
         fields = {name: value for name, value in vars(adapter).items() if name != "base"}
-        sides: dict[str, list[dict[KeyPath, Factor]]] = {"input": [], "output": []}
+        sides: Sides = {"input": [], "output": []}
         for name, side in MatrixAdapter.of(type(adapter)).factor_sides.items():
             place = (*keys, *inner, jtu.GetAttrKey(name))
             leaves = jtu.tree_leaves_with_path(fields.get(name))

@@ -2,7 +2,7 @@
 
 from collections.abc import Container, Mapping
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import jax.tree_util as jtu
@@ -57,7 +57,7 @@ def scale_by_riemannian(damping: float = 1e-6) -> optax.GradientTransformation:
             )
         return optax.EmptyState()
 
-    def update(updates: PyTree, state: Any, params: PyTree = None) -> tuple[PyTree, Any]:
+    def update(updates: PyTree, state: PyTree, params: PyTree = None) -> tuple[PyTree, PyTree]:
         if params is None:
             raise SelectionError(
                 "scale_by_riemannian reads the factors: call optimiser.update(grads, state, params)"
@@ -129,7 +129,7 @@ def lora_fa(model: PyTree, damping: float = 1e-8) -> optax.GradientTransformatio
             {path_str(x.B.keys): _correction(x, damping, weights) for x in frozen}
         )
 
-    def update(updates: PyTree, state: Any, params: PyTree = None) -> tuple[PyTree, Any]:
+    def update(updates: PyTree, state: PyTree, params: PyTree = None) -> tuple[PyTree, PyTree]:
         def correct(keys: KeyPath, g: Array) -> Array:
             inverse = state.preconditioners.get(path_str(keys))
             if inverse is None:
@@ -141,7 +141,7 @@ def lora_fa(model: PyTree, damping: float = 1e-8) -> optax.GradientTransformatio
     return optax.GradientTransformation(init, update)
 
 
-def _scale_of(adapter: LoRAWrapper) -> Any:
+def _scale_of(adapter: LoRAWrapper) -> float | None:
     """The scale `s` of an adapter whose update is `s B A`; `None` for other adapters."""
     if adapter.rank is None or adapter.alpha is None:
         return None
@@ -180,7 +180,7 @@ def _correction(
     A, keys = at_least_float32(jnp.asarray(product.A.array)), product.A.keys
     identity = jnp.broadcast_to(jnp.eye(A.shape[-2], dtype=A.dtype), (*A.shape[:-1], A.shape[-2]))
     places = (keys[:length] for length in range(len(keys)))
-    factors: list[Any] = [weights[place] for place in places if place in weights]
+    factors: list[Array | None] = [weights[place] for place in places if place in weights]
     factors.append(vars(product.adapter).get("multiplier"))
     scale = jnp.asarray(_scale_of(product.adapter), A.dtype)
     for factor in factors:
@@ -210,6 +210,6 @@ def _solve(
     return solve(jnp.asarray(factor, right.dtype), right)
 
 
-def _check_damping(damping: Any) -> None:
+def _check_damping(damping: float) -> None:
     if not isinstance(damping, float | int) or not damping > 0:
         raise SelectionError(f"`damping` must be a positive number, but is {damping!r}.")

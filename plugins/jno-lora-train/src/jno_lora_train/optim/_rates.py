@@ -71,7 +71,7 @@ def path_labels(
                     f"array. The nearest paths are:\n{near}"
                 )
 
-        def label_of(keys: KeyPath, _: Any) -> str:
+        def label_of(keys: KeyPath, _: object) -> str:
             path = path_str(keys)
             return next((name for name, regex in regexes.items() if regex.search(path)), default)
 
@@ -112,7 +112,7 @@ def lora_plus(
             )
         return optax.EmptyState()
 
-    def update(updates: PyTree, state: Any, params: PyTree = None) -> tuple[PyTree, Any]:
+    def update(updates: PyTree, state: PyTree, params: PyTree = None) -> tuple[PyTree, PyTree]:
         def scale(label: str, u: Array) -> Array:
             return u * jnp.asarray(ratio, u.dtype) if label == "output" else u
 

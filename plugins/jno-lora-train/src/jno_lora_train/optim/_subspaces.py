@@ -2,14 +2,14 @@
 
 import math
 import numbers
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import optax
-from jaxtyping import Array, Float, Inexact, PRNGKeyArray, PyTree
+from jaxtyping import Array, DTypeLike, Float, Inexact, PRNGKeyArray, PyTree
 
 from jno.lora import LoRAWrapper, MatrixAdapter, SelectionError, resolve
 from jno.lora.extending import (
@@ -109,7 +109,7 @@ class Subspaces(eqx.Module):
         """
         expect_model(model, "Subspaces.random")
 
-        def basis(keys: KeyPath, shape: tuple[int, ...], dtype: Any) -> Array:
+        def basis(keys: KeyPath, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
             factor_key = jax.random.fold_in(key, stable_hash(path_str(keys)))
             return jnp.linalg.qr(jax.random.normal(factor_key, shape, dtype))[0]
 
@@ -163,7 +163,7 @@ class Subspaces(eqx.Module):
             for keys, x, V, is_input in self._matched(tree)
         }
 
-        def replaced(keys: KeyPath, leaf: Any) -> Any:
+        def replaced(keys: KeyPath, leaf: PyTree) -> PyTree:
             return projected[keys].astype(leaf.dtype) if keys in projected else leaf
 
         return jtu.tree_map_with_path(replaced, tree)
@@ -207,13 +207,13 @@ def stay_orthogonal(subspaces: Subspaces) -> optax.GradientTransformation:
     **Raises:** at `init`, `SelectionError` if none of the factors train, or they have other shapes.
     """
 
-    def init(params: PyTree) -> Any:
+    def init(params: PyTree) -> PyTree:
         expect_model(params, "stay_orthogonal")
         subspaces._projected(params)  # raises
         # A step that donates the state must not take the arrays of the caller.
         return jax.tree.map(jnp.copy, subspaces)
 
-    def update(updates: PyTree, state: Any, params: PyTree = None) -> tuple[PyTree, Any]:
+    def update(updates: PyTree, state: PyTree, params: PyTree = None) -> tuple[PyTree, PyTree]:
         return state._projected(updates), state
 
     return optax.GradientTransformation(init, update)
@@ -235,7 +235,7 @@ def _weight_before(adapter: LoRAWrapper, name: str) -> Array | None:
     """The layer's matrix before adapting, or the matrix `name` of a layer with several."""
     cls = MatrixAdapter.of(type(adapter))
 
-    def of_layer(adapter: Any) -> Any:
+    def of_layer(adapter: PyTree) -> Array | None:
         layer = at_least_float32(adapter).unwrap()
         return cls.matrices(layer).get(name) if name else cls.matrix(layer)
 
@@ -268,7 +268,7 @@ def _mH(x: Array) -> Array:
     return x.mT.conj()
 
 
-def _sized(model: PyTree, size: Any) -> list[tuple[Product, int]]:
+def _sized(model: PyTree, size: float) -> list[tuple[Product, int]]:
     """The products of a model, and how many directions to keep of each."""
     fraction = size if isinstance(size, float) else 0.0
     count = int(size) if isinstance(size, numbers.Integral) and not isinstance(size, bool) else 0
