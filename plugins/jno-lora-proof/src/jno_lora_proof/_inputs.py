@@ -62,14 +62,9 @@ class Inputs:
         model, call = resolve(eqx.nn.inference_mode(model)), self.call or _call
         args, kwargs = self.arrays()
 
-        def run(model: PyTree, args: Any, kwargs: Any) -> PyTree:
-            def single(args: Any, kwargs: Any) -> PyTree:
-                return call(model, *args, **kwargs)
-
-            return jax.vmap(single)(args, kwargs) if self.batched else single(args, kwargs)
-
-        program = eqx.filter_jit(run)
-        found, again = (_arrays(program(model, args, kwargs), self.batched) for _ in range(2))
+        found, again = (
+            _arrays(_run(model, call, self.batched, args, kwargs), self.batched) for _ in range(2)
+        )
         if not all(map(np.array_equal, found, again, [True] * len(found))):
             raise SelectionError(
                 "The model is random: two calls on the same inputs differ. Pass it a fixed key "
@@ -127,6 +122,14 @@ class Inputs:
         facts = json.loads(text)
         args, kwargs = rebuild(facts.pop("args")), rebuild(facts.pop("kwargs"))
         return cls(args, kwargs, **facts)
+
+
+@eqx.filter_jit
+def _run(model: PyTree, call: Any, batched: bool, args: Any, kwargs: Any) -> PyTree:
+    def single(args: Any, kwargs: Any) -> PyTree:
+        return call(model, *args, **kwargs)
+
+    return jax.vmap(single)(args, kwargs) if batched else single(args, kwargs)
 
 
 def _call(model: Any, *args: Any, **kwargs: Any) -> PyTree:

@@ -117,6 +117,6 @@ def as_multiplier(value: Any) -> Float[Array, ""] | None:
         array = jnp.copy(jnp.asarray(value)).astype(jnp.float32)
     except (TypeError, ValueError):  # not a number
         array = None
-    if array is None or array.shape != ():
+    if array is None or array.shape != () or jnp.iscomplexobj(value):
         raise ValueError(f"`multiplier` must be one real number, but is {value!r}")
     return array

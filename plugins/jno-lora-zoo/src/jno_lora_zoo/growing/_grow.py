@@ -76,7 +76,7 @@ def grow(
 
     **Raises:** `SelectionError`, naming the path, if there is no such layer, if it cannot grow or
     already has an adapter, if its weight's array occurs in several places, or if a number or
-    `start` is invalid.
+    `start` is invalid. `TypeError` if a number is no integer.
     """
     expect_model(model, "grow")
     layer = layers_at(model, [path]).get(path)
