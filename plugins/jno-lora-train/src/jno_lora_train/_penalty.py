@@ -39,13 +39,8 @@ def penalty(model: PyTree) -> Float[Array, ""]:
                 penalties.append(_penalty_of(adapter))
     if not penalties:
         return jnp.asarray(0.0)  # of a weak type, so that a loss keeps its precision
-    return total(penalties)
-
-
-def total(values: list[Array]) -> Array:
-    """The sum of numbers, in the widest of their dtypes."""
-    dtype = widest(value.dtype for value in values)
-    return jnp.sum(jnp.stack([value.astype(dtype) for value in values]))
+    dtype = widest(x.dtype for x in penalties)
+    return jnp.sum(jnp.stack([x.astype(dtype) for x in penalties]))
 
 
 def _penalty_of(adapter: LoRAWrapper) -> Array:

@@ -19,9 +19,8 @@ from jno.lora.extending import (
     path_str,
     show_array,
     show_path,
+    widest,
 )
-
-from ._penalty import total
 
 Distance = Literal["squared", "kl"]
 
@@ -118,7 +117,7 @@ def _pairs(new: PyTree, old: PyTree) -> list[tuple[str, Array, Array]]:
 
 def _squared(pairs: list[tuple[str, Array, Array]]) -> Array:
     sums = [jnp.sum(jnp.square(jnp.abs(x - y))) for _, x, y in pairs]
-    return total(sums) / sum(x.size for _, x, _ in pairs)
+    return _total(sums) / sum(x.size for _, x, _ in pairs)
 
 
 def _kl(pairs: list[tuple[str, Array, Array]]) -> Array:
@@ -136,4 +135,9 @@ def _kl(pairs: list[tuple[str, Array, Array]]) -> Array:
         terms = jnp.where(log_base > -jnp.inf, jnp.exp(log_base) * (log_base - log_p), 0)
         sums.append(jnp.sum(terms))
         rows += x.size // x.shape[-1]
-    return total(sums) / rows
+    return _total(sums) / rows
+
+
+def _total(sums: list[Array]) -> Array:
+    dtype = widest(value.dtype for value in sums)
+    return jnp.sum(jnp.stack([value.astype(dtype) for value in sums]))
