@@ -3,6 +3,7 @@
 The numbers are small whole numbers, so that every sum is exact, and all comparisons are equalities.
 """
 
+import functools
 import json
 import os
 
@@ -15,9 +16,10 @@ import safetensors.numpy
 from click.testing import CliRunner
 from hypothesis import given, settings, strategies as st
 
-from jno.lora import JnoLoraWarning, PeftFormatError, SelectionError
-from jno_lora_convert import _merge, convert_lora, load_lora_state
+from jno.lora import JnoLoraWarning, Net, PeftFormatError, SelectionError
+from jno_lora_convert import _merge, convert_lora, extract_peft, load_lora_state
 from jno_lora_convert._commands import convert
+from jno_lora_peft import load_peft, save_peft
 
 HEADS, KV, SIZE, WIDTH, HIDDEN, RANK, LAYERS = 4, 2, 3, 9, 5, 2, 2
 DIMS = dict(zip("BTSNKHDFCL", (1, 2, 2, HEADS, KV, SIZE, WIDTH, HIDDEN, 2, LAYERS), strict=True))
@@ -619,3 +621,22 @@ def test_layers_of_nnx_and_of_keras_are_read_into_a_model(name, alpha):
     layer = load_lora_state(model, {name.format("a"): a, name.format("b"): b}, alpha=alpha)["q"]
     assert layer.alpha / layer.rank == (alpha or RANK) / RANK
     assert np.array_equal(layer.lora_B @ layer.lora_A, (a @ b).T)
+
+
+def test_a_merge_on_top_of_a_merge_is_noticed(tmp_path):
+    make = functools.partial(eqx.nn.Linear, 4, 4, use_bias=False)
+    layers = {"layers": [make(key=jax.random.key(i)) for i in (0, 1)]}
+    net = Net(layers).lora(rank=2)
+    net.update(jax.tree.map(lambda x: x + 0.1, net.partition()[0]))
+    save_peft(net, tmp_path / "adapter")
+    weights = {f"layers.{i}.weight": np.asarray(x.weight) for i, x in enumerate(layers["layers"])}
+    safetensors.numpy.save_file(weights, tmp_path / "base.safetensors")
+    source, once = tmp_path / "adapter", tmp_path / "once.safetensors"
+    convert_lora(source, once, to="merged", base=tmp_path / "base.safetensors", verify=True)
+    with pytest.warns(match=r"another base(.|\n)*layers.0\n(.|\n)*before any merge"):
+        convert_lora(source, tmp_path / "twice.safetensors", to="merged", base=once, verify=True)
+    # A LoRA that was extracted knows its base, too.
+    extract_peft(tmp_path / "base.safetensors", once, tmp_path / "extracted", rank=2)
+    load_peft(layers, tmp_path / "extracted")
+    with pytest.warns(match="another base"):
+        load_peft(net.merge().module, tmp_path / "extracted")

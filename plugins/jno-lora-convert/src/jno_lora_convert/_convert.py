@@ -12,7 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from jno.lora import PeftFormatError, SelectionError
+from jno_lora_peft.bases import warn_of_another_base
 from jno_lora_peft.errors import Problems
+from jno_lora_peft.files import TENSORS
 from jno_lora_peft.names import Rename
 
 from ._adapter_files import AdapterFiles, match_modules
@@ -114,6 +116,8 @@ def convert_lora(
         if base is None:
             left = []
         else:
+            if (source / TENSORS).exists():
+                warn_of_another_base(source, result.bases())
             problems += _lost({name: arrays[name] for name in contents.remaining}, by_path)
     else:
         updates = match_modules(layers, by_path, problems)

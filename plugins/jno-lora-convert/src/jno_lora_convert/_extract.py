@@ -15,6 +15,7 @@ import numpy as np
 from jno.lora import JnoLoraWarning, PeftFormatError, SelectionError, extract_adapters
 from jno.lora.extending import bullets, tracked
 from jno_lora_combine import UpdateReport, UpdateRow, extract_lora
+from jno_lora_peft.bases import as_metadata
 from jno_lora_peft.files import Directory, write
 from jno_lora_peft.layouts import layout_of
 from jno_lora_peft.names import EMBEDDING, HEAD, PREFIX, compiled, is_embedding
@@ -119,7 +120,8 @@ def extract_peft(
     }
     settings |= lora_settings(ranks, ranks, is_transposed=bool(linear & flipped))  # the scale is 1
     report = UpdateReport(tuple(rows), tuple(left)).warn_of_loss()
-    write(directory, settings, tensors)
+    bases = {module: np.array(old[f"{module}.weight"]) for module in ranks if module in modules}
+    write(directory, settings, tensors, as_metadata(bases))
     return report
 
 

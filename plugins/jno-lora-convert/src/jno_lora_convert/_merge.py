@@ -37,6 +37,14 @@ class Merge:
     weights: Mapping[str, Array]
     updates: Mapping[str, list[Update]]
 
+    def bases(self) -> dict[str, np.ndarray]:
+        """The weights before merging, by the names of modules."""
+        return {
+            update.module.name: np.asarray(self.weights[name])[update.place]
+            for name, updates in self.updates.items()
+            for update in updates
+        }
+
     def write(self, out: Path) -> None:
         """Write the merged weights in the format of the base, or as safetensors for Keras's file.
 

@@ -136,8 +136,9 @@ def load_peft(
     title = f"The {config.type.name} adapter does not fit the model"
     placement.problems.refuse(title, "Nothing was loaded.")
     brought = placement.tensors.base  # arrays of adapted layers that the file brings itself
-    layers = {n: plain_layers[p] for n, (p, i) in placement.places.items() if not i}
-    warn_of_another_base(folder, {n: layer for n, layer in layers.items() if n not in brought})
+    paths = {n: p for n, (p, i) in placement.places.items() if not i and n not in brought}
+    weights = {name: getattr(plain_layers[path], "weight", None) for name, path in paths.items()}
+    warn_of_another_base(folder, weights)
     if lines := not_finite(tensors):
         warn(f"Tensors of {os.fspath(directory)!r} hold NaN or infinity:\n{bullets(lines)}")
     adapted = _with_dropout(put_around(model, adapters), adapters, config)

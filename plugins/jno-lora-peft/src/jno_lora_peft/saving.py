@@ -18,7 +18,7 @@ from jno.lora.extending import (
     warn,
 )
 
-from .bases import as_metadata
+from .bases import as_metadata, unchanged_weight
 from .errors import MisfitError
 from .files import Directory, write
 from .names import EMBEDDING, HEAD, Rename, is_embedding, may_be_tied, module_name
@@ -116,7 +116,7 @@ def save_peft(
             raise PeftFormatError(f"{err}. Nothing was written.") from err
         tensors = {**adapters.tensors, **arrays.tensors(), **arrays.head, **shared}
         nodes = modules_by_path(model)
-        bases = {module: nodes.get(x.adapter.path) for module, x in modules.items()}
+        bases = {m: unchanged_weight(nodes.get(x.adapter.path)) for m, x in modules.items()}
         write(directory, settings, tensors, as_metadata(bases))
     elif arrays.modules:
         settings_alone, tensors = arrays.alone()
