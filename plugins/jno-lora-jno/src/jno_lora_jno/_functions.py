@@ -31,7 +31,7 @@ JNO_ADAPTERS = "jno.architectures.lora"
 _trained: dict[int, tuple[weakref.ref[Any], AdapterSet | JnoLoraError]] = {}
 
 
-def normalize_wrappers(wrapper: Any) -> tuple[Any, ...]:
+def normalize_wrappers(wrapper: object) -> tuple[object, ...]:
     """`wrapper` as jNO stores it: a tuple of the given classes and names, or of the defaults.
 
     **Raises:** `SelectionError` for one of jNO's own classes; `PluginError` if `wrapper` is `None`
@@ -51,16 +51,16 @@ def normalize_wrappers(wrapper: Any) -> tuple[Any, ...]:
 
 
 def apply_lora(
-    model: Any,
+    model: PyTree,
     rank: int = 0,
     alpha: float = 1.0,
     *,
     key: PRNGKeyArray,
     target: Any = None,
     specs: Iterable[Mapping[str, Any]] | None = None,
-    wrappers: Any = None,
-    param_mask: Any = None,
-) -> Any:
+    wrappers: object = None,
+    param_mask: PyTree = None,
+) -> PyTree:
     """`model` with adapters, from the specs that jNO's `Model` stores (with the key `wrappers`).
 
     Existing adapters continue to train. If no adapter is missing, the model is returned as is.
@@ -95,7 +95,7 @@ def apply_lora(
     return adapted
 
 
-def _spec_of(config: Mapping[str, Any], wrappers: Any) -> dict[str, Any]:
+def _spec_of(config: Mapping[str, Any], wrappers: object) -> dict[str, Any]:
     """Convert a spec that jNO stores into a spec of `jno.lora`."""
     wrapper = config.get("wrappers", config.get("wrapper", wrappers))
     left_out = ("wrappers", "statistics", "statistics_from")
@@ -104,7 +104,7 @@ def _spec_of(config: Mapping[str, Any], wrappers: Any) -> dict[str, Any]:
 
 
 def _statistics(
-    model: Any, configs: list[Mapping[str, Any]], call: Mapping[str, Any]
+    model: PyTree, configs: list[Mapping[str, Any]], call: Mapping[str, Any]
 ) -> Mapping[str, Any] | None:
     """The statistics passed to `lora`, or computed from its batches on the model of this solve.
 
@@ -116,7 +116,7 @@ def _statistics(
     batches, loss = source
     paramax = sys.modules.get("paramax")
 
-    def loss_of_values(model: Any, batch: Any) -> Any:
+    def loss_of_values(model: PyTree, batch: PyTree) -> PyTree:
         return loss(model if paramax is None else paramax.unwrap(model), batch)
 
     from jno_lora_zoo import collect_statistics  # here, because jNO imports this module
@@ -124,7 +124,7 @@ def _statistics(
     return collect_statistics(model, batches, loss_of_values, wrapper=None, **call)
 
 
-def merge_lora(model: Any) -> Any:
+def merge_lora(model: PyTree) -> PyTree:
     """Merge `model`, and record its adapters for `adapters_merged_into`."""
     merged = jno.lora.merge_lora(model)
     try:
@@ -139,7 +139,7 @@ def merge_lora(model: Any) -> Any:
     return merged
 
 
-def adapters_merged_into(module: Any) -> AdapterSet | None:
+def adapters_merged_into(module: PyTree) -> AdapterSet | None:
     """The adapters that were merged into `module`; `None` if there were no adapters.
 
     **Raises:** the error of `extract_adapters`, if the adapters could not be extracted.
@@ -152,7 +152,7 @@ def adapters_merged_into(module: Any) -> AdapterSet | None:
     return adapters
 
 
-def _mask_of(model: Any, mask: Any) -> PyTree[bool] | str:
+def _mask_of(model: PyTree, mask: PyTree) -> PyTree[bool] | str:
     """Convert jNO's mask to the structure of `model`.
 
     Leaves are found by their paths, because jNO's mask may come from a model with other static
@@ -174,20 +174,20 @@ def _mask_of(model: Any, mask: Any) -> PyTree[bool] | str:
     return jtu.tree_unflatten(treedef, bools)
 
 
-def _is_true(leaf: Any) -> bool:
+def _is_true(leaf: PyTree) -> bool:
     """Whether `leaf` is true, as a Python bool or a bool array. Masks may contain functions too."""
     if isinstance(leaf, bool):
         return leaf
     return getattr(leaf, "shape", None) == () and leaf.dtype == np.bool_ and bool(leaf)
 
 
-def _constrained_layers(model: Any, specs: list[dict[str, Any]]) -> list[str]:
+def _constrained_layers(model: PyTree, specs: list[dict[str, Any]]) -> list[str]:
     """The paths of the layers that would get an adapter if `constrain()` had left them alone."""
     paramax = sys.modules.get("paramax")
     if paramax is None:
         return []
 
-    def is_constrained(node: Any) -> bool:
+    def is_constrained(node: object) -> bool:
         return isinstance(node, paramax.AbstractUnwrappable)
 
     if not any(map(is_constrained, jax.tree.leaves(model, is_leaf=is_constrained))):

@@ -27,7 +27,7 @@ def lora_of_model(original: Callable[..., Any]) -> Callable[..., Any]:
         target: Any = None,
         specs: Iterable[Any] | None = None,
         options: Mapping[str, Any] | None = None,
-        statistics: Mapping[str, Any] | None = None,
+        statistics: Mapping[str, PyTree] | None = None,
         statistics_from: Sequence[Any] | None = None,
     ) -> Any:
         if statistics_from is not None:
@@ -65,7 +65,7 @@ def tune_of_model(original: Callable[..., Any]) -> Callable[..., Any]:
     """`Model.tune` that checks `lora`, because a sweep only logs failed configurations."""
 
     @functools.wraps(original)
-    def tune(self: Any, *, lora: list[Any] | None = None, **named: Any) -> Any:
+    def tune(self: Any, *, lora: list[object] | None = None, **named: Any) -> Any:
         for choice in lora or ():
             if choice is None:
                 continue
@@ -99,11 +99,11 @@ class TrainableMask:
         trains: PyTree[bool] = partial_lora_trainable_filter(model.module)
         return trains if mask is None else jax.tree.map(operator.and_, trains, mask)
 
-    def __set__(self, model: Any, mask: Any) -> None:
+    def __set__(self, model: Any, mask: PyTree) -> None:
         vars(model)[self.name] = mask
 
 
-def _checked_specs(specs: Any, call: Any) -> list[dict[str, Any]]:
+def _checked_specs(specs: object, call: Spec) -> list[dict[str, Any]]:
     """The specs, completed from the call; without specs, the call is the only spec.
 
     - `call`: a `Spec` of the arguments of the call.

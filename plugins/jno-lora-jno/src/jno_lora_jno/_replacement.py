@@ -5,7 +5,7 @@ import inspect
 import sys
 from collections.abc import Callable, Mapping
 from types import ModuleType
-from typing import Any
+from typing import Any, NoReturn
 
 from jno.lora import JnoLoraError, LoRAWrapper, lora_trainable_filter, partial_lora_trainable_filter
 
@@ -41,8 +41,8 @@ class Replacement:
         trace = _import("jno.trace")
         problems: list[str] = []
         # Pairs of (theirs, ours): objects to swap in modules, and methods to swap in their classes.
-        self._pairs: list[tuple[Any, Any]] = []
-        self._methods: list[tuple[type, str, Any, Any]] = []
+        self._pairs: list[tuple[object, object]] = []
+        self._methods: list[tuple[type, str, object, object]] = []
         for name, ours in {"LoRAWrapper": LoRAWrapper, **_FUNCTIONS}.items():
             theirs = getattr(adapters, name, None)
             problems += _differences(f"{adapters.__name__}.{name}", theirs, ours)
@@ -84,7 +84,7 @@ class Replacement:
 def forbid_lora(reason: str) -> None:
     """Make jNO's `net.lora` raise, because jNO's core would silently train our adapters wrong."""
 
-    def lora(*_: Any, **__: Any) -> Any:
+    def lora(*_: object, **__: object) -> NoReturn:
         raise JnoLoraError(reason)
 
     trace = sys.modules.get("jno.trace")
@@ -104,7 +104,7 @@ def _import(name: str) -> ModuleType:
         raise JnoLoraError(f"{describe_jno()} has no module {name}: {err}") from err
 
 
-def _differences(where: str, theirs: Any, ours: Any) -> list[str]:
+def _differences(where: str, theirs: object, ours: Callable[..., object]) -> list[str]:
     """Why `ours` cannot take the arguments of `theirs`: at most one reason."""
     if not callable(theirs):
         return [f"{where} is missing"]
@@ -122,7 +122,7 @@ def _differences(where: str, theirs: Any, ours: Any) -> list[str]:
     return []
 
 
-def _swap(replacements: Mapping[int, Any]) -> None:
+def _swap(replacements: Mapping[int, object]) -> None:
     """Replace objects, found by their identity, in every loaded module of jNO."""
     for name, module in list(sys.modules.items()):
         if not f"{name}.".startswith("jno.") or f"{name}.".startswith("jno.lora."):

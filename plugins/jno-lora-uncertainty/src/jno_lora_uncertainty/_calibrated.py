@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import Array, Bool, Float, Int, PyTree, Shaped
+from jaxtyping import Array, ArrayLike, Bool, Float, Int, PyTree, Shaped
 
 from jno.lora import SelectionError, Table
 from jno.lora.extending import Printed, compute_dtype, path_str, table, warn
@@ -135,7 +135,7 @@ def calibrate(
     scales: list[Scales] = []
     doubts: list[str] = []
 
-    def add(keys: Any, output: Array, target: Any, new: Array) -> None:
+    def add(keys: tuple[object, ...], output: Array, target: ArrayLike, new: Array) -> None:
         if output.shape[1:] != np.shape(target):
             raise SelectionError(
                 f"`y` must have the shape {output.shape[1:]} of the outputs for all examples, but "
@@ -182,7 +182,7 @@ def calibrate(
     return Calibrated(ensemble, tuple(scales), examples, jnp.sum(unseen), nearest)
 
 
-def _value_of(ensemble: Ensemble, x: PyTree) -> Any:
+def _value_of(ensemble: Ensemble, x: PyTree) -> PyTree:
     """The parameter in the input `x` of a conditional; `None` for other ensembles.
 
     **Raises:** `SelectionError` if the input of a conditional does not have one.
@@ -205,8 +205,8 @@ def _distances(ensemble: Ensemble, zs: Array) -> Float[Array, " n"]:
 
 
 def _with_source(
-    ensemble: Ensemble, x: Any, y: PyTree, mask: Bool[Array, "k n"], source: Any
-) -> tuple[Any, PyTree, Bool[Array, "k m"]]:
+    ensemble: Ensemble, x: PyTree, y: PyTree, mask: Bool[Array, "k n"], source: PyTree
+) -> tuple[PyTree, PyTree, Bool[Array, "k m"]]:
     """The examples, and behind them the data of the source, which no member has seen.
 
     **Raises:** `SelectionError` if the data of the source are not like the examples.
@@ -225,7 +225,7 @@ def _with_source(
             f"targets must have the shapes {expected}, but have {shapes}"
         )
 
-    def join(array: Any, more: Any) -> Array:
+    def join(array: ArrayLike, more: ArrayLike) -> Array:
         array = jnp.asarray(array)
         return jnp.concatenate([array, jnp.asarray(more, array.dtype)])
 
@@ -254,7 +254,7 @@ def _doubts(
         )
 
 
-def _are_by_value(z: Any, mask: Bool[Array, "k n"]) -> bool:
+def _are_by_value(z: PyTree, mask: Bool[Array, "k n"]) -> bool:
     """Whether each member left out all examples of a value, or none."""
     if isinstance(z, Tracer) or isinstance(mask, Tracer):
         return False
@@ -263,7 +263,7 @@ def _are_by_value(z: Any, mask: Bool[Array, "k n"]) -> bool:
     return distinct == len(np.unique(np.column_stack([z, mask.T]), axis=0)) < len(z)
 
 
-def _rms(errors: Array, where: Any = True) -> Array:
+def _rms(errors: Array, where: Array | bool = True) -> Array:
     """The root mean square."""
     return jnp.sqrt(jnp.mean(errors**2, where=where))
 
@@ -354,7 +354,7 @@ class CalibrationReport(Printed[Scales]):
     rows: tuple[Scales, ...]
     examples: int
     members: int
-    nearest: Any
+    nearest: np.ndarray | None
 
     def __repr__(self) -> str:
         return f"CalibrationReport({len(self)} outputs, {self.examples} held-out examples)"

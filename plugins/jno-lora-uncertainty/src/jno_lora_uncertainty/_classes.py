@@ -24,7 +24,7 @@ class CalibratedClasses(eqx.Module):
 
 
 def calibrate_classes(
-    ensemble: Ensemble, x: PyTree, labels: Any, held_out: Folds | Bool[Any, "k n"] | None
+    ensemble: Ensemble, x: PyTree, labels: PyTree, held_out: Folds | Bool[Any, "k n"] | None
 ) -> CalibratedClasses:
     """Fit one temperature to the labels of examples that the members did not see.
 

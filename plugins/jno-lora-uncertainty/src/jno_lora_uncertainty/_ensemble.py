@@ -52,17 +52,17 @@ class Ensemble(eqx.Module):
     shared: PyTree
     # By path, the layers of a `Net` as they were before its adapters changed them (PiSSA), so that
     # a file can tell another base. They are arrays of the pretrained model, not copies.
-    originals: dict[str, Any]
+    originals: dict[str, eqx.Module]
     members: int = eqx.field(static=True)
-    call: Callable[[Any, Any], Any] = eqx.field(static=True)
+    call: Callable[[PyTree, PyTree], PyTree] = eqx.field(static=True)
 
     def __init__(
         self,
-        make: Callable[[PRNGKeyArray], Any],
+        make: Callable[[PRNGKeyArray], Net | Conditional],
         members: int = 5,
         *,
         key: PRNGKeyArray,
-        call: Callable[[Any, Any], Any] | None = None,
+        call: Callable[[PyTree, PyTree], PyTree] | None = None,
     ):
         if members < 1:
             raise SelectionError(
@@ -87,7 +87,7 @@ class Ensemble(eqx.Module):
             )
         stacks: dict[tuple[int, ...], Array] = {}  # an array that adapters share stays one array
 
-        def stack(differs: bool, *leaves: Any) -> Any:
+        def stack(differs: bool, *leaves: PyTree) -> Array | None:
             ids = tuple(map(id, leaves))
             if differs and ids not in stacks:
                 stacks[ids] = jnp.stack(leaves)
@@ -122,7 +122,7 @@ class Ensemble(eqx.Module):
             )
         return eqx.combine(trainable, frozen)
 
-    def member(self, index: Any) -> Any:
+    def member(self, index: Array | int | np.integer) -> PyTree:
         """One member: an adapted model, which can be merged, or a `Conditional`.
 
         **Arguments:** `index`: from 0, which may be traced.
@@ -155,7 +155,7 @@ class Ensemble(eqx.Module):
                 " gives each member its part."
             )
 
-        def of_member(stacks: Any, arguments: Any) -> Any:
+        def of_member(stacks: PyTree, arguments: PyTree) -> PyTree:
             member = _show(eqx.combine(*stacks, self.shared))
             # The arrays that adapters of a conditional share are frozen, and in each adapter.
             model = member if isinstance(member, Conditional) else resolve(member)
@@ -164,7 +164,7 @@ class Ensemble(eqx.Module):
         return jax.vmap(of_member)((self.trained, self.constants), per_member)
 
     @staticmethod
-    def loss(loss: Callable[[Any, Any], Array]) -> Callable[["Ensemble", PyTree], Array]:
+    def loss(loss: Callable[[PyTree, PyTree], Array]) -> Callable[["Ensemble", PyTree], Array]:
         """The loss of an ensemble, for `Trainer` or a loop of your own: the sum over its members.
 
         Because it is a sum, each member gets the gradient of its own loss. An optimiser that acts
@@ -182,7 +182,7 @@ class Ensemble(eqx.Module):
         return total
 
 
-def check_statistics_fromd(value: Any, kind: type, maker: str) -> None:
+def check_statistics_fromd(value: object, kind: type, maker: str) -> None:
     """**Raises:** `SelectionError` unless the value is of the kind that `maker` returns."""
     if not isinstance(value, kind):
         raise SelectionError(
@@ -191,11 +191,11 @@ def check_statistics_fromd(value: Any, kind: type, maker: str) -> None:
         )
 
 
-def _call_model(model: Any, x: Any) -> Any:
+def _call_model(model: PyTree, x: PyTree) -> PyTree:
     return model(x)
 
 
-def _call_conditional(conditional: Conditional, x: tuple[Any, Any]) -> Any:
+def _call_conditional(conditional: Conditional, x: tuple[PyTree, PyTree]) -> PyTree:
     z, inputs = x
     return at(conditional, z)(inputs)
 
@@ -203,7 +203,7 @@ def _call_conditional(conditional: Conditional, x: tuple[Any, Any]) -> Any:
 class _Hidden(eqx.Module):
     """A `Shared` that `resolve` does not see, because it would box the arrays of all members."""
 
-    value: Any
+    value: PyTree
     shared: Shared = eqx.field(static=True)
 
 
@@ -216,18 +216,18 @@ def _show(tree: PyTree) -> PyTree:
     return _mapped(lambda hidden: _with_value(hidden.shared, hidden.value), _Hidden, tree)
 
 
-def _mapped(function: Callable[[Any], Any], cls: type, tree: PyTree) -> PyTree:
-    def is_leaf(node: Any) -> bool:
+def _mapped(function: Callable[[PyTree], PyTree], cls: type, tree: PyTree) -> PyTree:
+    def is_leaf(node: object) -> bool:
         return isinstance(node, cls)
 
     return jax.tree.map(lambda n: function(n) if is_leaf(n) else n, tree, is_leaf=is_leaf)
 
 
-def _with_value(shared: Shared, value: Any) -> Shared:
+def _with_value(shared: Shared, value: PyTree) -> Shared:
     return eqx.tree_at(lambda s: s.value, shared, value, is_leaf=lambda leaf: leaf is None)
 
 
-def _made(make: Any, key: PRNGKeyArray) -> Net | Conditional:
+def _made(make: Callable[..., Net | Conditional], key: PRNGKeyArray) -> Net | Conditional:
     """A member with trainable arrays. **Raises:** `SelectionError`."""
     member = make if isinstance(make, Net | Conditional) else make(key)
     is_member = isinstance(member, Net | Conditional) and member is not make
@@ -244,7 +244,7 @@ def _model_of(member: Net | Conditional) -> PyTree:
     return member.model if isinstance(member, Conditional) else member.module
 
 
-def _originals(member: Net | Conditional) -> dict[str, Any]:
+def _originals(member: Net | Conditional) -> dict[str, eqx.Module]:
     if isinstance(member, Conditional):
         return {}
     changed = [
@@ -255,7 +255,7 @@ def _originals(member: Net | Conditional) -> dict[str, Any]:
     return layers_at(copy.copy(member).unwrap().module, changed) if changed else {}
 
 
-def _are_equal(leaves: Sequence[Any]) -> bool:
+def _are_equal(leaves: Sequence[PyTree]) -> bool:
     """Whether all leaves are the same object, or arrays of the same bits. Tracers have none."""
     if not all(eqx.is_array(leaf) for leaf in leaves):
         return all(leaf == leaves[0] for leaf in leaves)
@@ -268,6 +268,6 @@ def _are_equal(leaves: Sequence[Any]) -> bool:
     return len({np.asarray(leaf).tobytes() for leaf in leaves}) == 1
 
 
-def _forms(tree: PyTree) -> Any:
+def _forms(tree: PyTree) -> tuple[object, list[str]]:
     leaves, structure = jax.tree.flatten(tree)
     return structure, [show_array(leaf) for leaf in leaves if eqx.is_array(leaf)]

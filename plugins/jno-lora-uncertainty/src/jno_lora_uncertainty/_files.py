@@ -3,13 +3,13 @@
 import dataclasses
 import os
 from collections.abc import Mapping
-from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
-from jaxtyping import PyTree
+import numpy as np
+from jaxtyping import Array, PyTree
 
 from jno.lora import CheckpointError, LoRAWrapper, SelectionError, unwrap_lora
 from jno.lora.extending import (
@@ -39,7 +39,7 @@ def save_ensemble(
     ensemble: Ensemble | Calibrated | CalibratedClasses,
     path: FilePath,
     *,
-    metadata: Mapping[str, Any] | None = None,
+    metadata: Mapping[str, object] | None = None,
 ) -> None:
     """Write an ensemble, or a calibrated ensemble, into one safetensors file without its base.
 
@@ -108,7 +108,7 @@ def load_ensemble(path: FilePath, ensemble: Ensemble) -> Ensemble | Calibrated |
             f"{os.fspath(path)!r} does not fit this ensemble:\n{bullets(problems)}\nMake the "
             "ensemble with the arguments that the saved one had."
         )
-    one_of: dict[int, Any] = {}  # an array that adapters share stays one array
+    one_of: dict[int, Array] = {}  # an array that adapters share stays one array
     stacks = [
         jtu.tree_map_with_path(lambda k, leaf: one_of.setdefault(id(leaf), arrays[_name(k)]), tree)
         for tree in (ensemble.trained, ensemble.constants)
@@ -167,20 +167,20 @@ def _filled(adapter: LoRAWrapper, from_file: LoRAWrapper) -> LoRAWrapper:
     return filled
 
 
-def _start(adapter: LoRAWrapper) -> dict[str, Any]:
+def _start(adapter: LoRAWrapper) -> dict[str, PyTree]:
     skipped = {"base", *trainable_fields(type(adapter))}
     return {name: value for name, value in vars(adapter).items() if name not in skipped}
 
 
-def _members(ensemble: Ensemble) -> dict[str, Any]:
+def _members(ensemble: Ensemble) -> dict[str, Array]:
     """The arrays of all members by their names in a file."""
     leaves = jtu.tree_leaves_with_path((ensemble.trained, ensemble.constants))
     return {_name(keys[1:]): jnp.asarray(leaf) for keys, leaf in leaves}
 
 
-def _name(keys: Any) -> str:
+def _name(keys: tuple[object, ...]) -> str:
     return f"members/{path_str(keys)}"
 
 
-def _shown(array: Any) -> str:
+def _shown(array: Array | np.ndarray | None) -> str:
     return "no such array" if array is None else show_array(array)

@@ -8,17 +8,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import Array, Bool, Float, PyTree
+from jaxtyping import Array, ArrayLike, Bool, Float, PyTree
 from scipy.special import stdtrit  # JAX needs SciPy
 
 from jno.lora import SelectionError
 from jno.lora.extending import warn
-from jno_lora_conditional import Fitted, coordinate_named, fit
+from jno_lora_conditional import Conditional, Fitted, coordinate_named, fit
 
 from ._calibrated import held_out_mask
 from ._ensemble import Ensemble, check_statistics_fromd
 from ._folds import Folds
 from ._scales import checked_level
+
+Loss = Callable[[PyTree, PyTree], Array]
 
 
 class FittedInterval(NamedTuple):
@@ -60,7 +62,7 @@ class FitCalibration(eqx.Module):
     losses: Float[Array, " n"]
     usual_loss: Float[Array, ""]
     distinct: int = eqx.field(static=True)
-    loss: Callable[[Any, Any], Any] = eqx.field(static=True)
+    loss: Loss = eqx.field(static=True)
     steps: int = eqx.field(static=True)
     coordinate: str = eqx.field(static=True)
 
@@ -73,11 +75,11 @@ class FitCalibration(eqx.Module):
 
 def calibrate_fit(
     ensemble: Ensemble,
-    loss: Callable[[Any, Any], Any],
+    loss: Loss,
     data: PyTree,
-    values: Any,
+    values: PyTree,
     held_out: Folds | Bool[Any, "k n"],
-    grid: Any,
+    grid: PyTree,
     *,
     steps: int = 20,
     coordinate: str = "z",
@@ -142,7 +144,7 @@ def calibrate_fit(
     return FitCalibration(ensemble, grid, values, *measured, *settings)
 
 
-def _usual_loss(losses: np.ndarray) -> Any:
+def _usual_loss(losses: np.ndarray) -> float:
     """The loss that 5 % of new ones exceed: Student's, of their logarithms if they have them."""
     if len(losses) < 2:
         return np.inf
@@ -156,7 +158,7 @@ def _source_of(ensemble: Ensemble) -> Array:
     return jnp.asarray(ensemble.member(0).basis.source, float)
 
 
-def _are_between(known: Any, value: Any) -> Any:
+def _are_between(known: ArrayLike, value: ArrayLike) -> Array:
     """Whether `known` values, in the coordinate, lie on both sides of each number of a value."""
     # The source is NaN if the coordinate lacks it.
     low, high = jnp.nanmin(known, axis=0), jnp.nanmax(known, axis=0)
@@ -207,7 +209,7 @@ def fit_interval(calibration: FitCalibration, data: PyTree, level: float = 0.9) 
 
 
 def _fit(
-    conditional: Any, query: PyTree, loss: Any, grid: Array, steps: int, coordinate: str
+    conditional: Conditional, query: PyTree, loss: Loss, grid: Array, steps: int, coordinate: str
 ) -> Fitted:
     """The fit of one query by one member."""
     objective = lambda model: loss(model, query)  # noqa: E731

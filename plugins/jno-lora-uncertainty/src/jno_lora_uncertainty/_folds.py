@@ -1,7 +1,5 @@
 """Folds: the examples that each member of an ensemble does not see."""
 
-from typing import Any
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -62,7 +60,7 @@ def folds(
     k: int | None = None,
     *,
     key: PRNGKeyArray | None = None,
-    values: Any = None,
+    values: PyTree = None,
 ) -> Folds:
     """Random folds of `n` examples, or a fold for each value of a parameter.
 

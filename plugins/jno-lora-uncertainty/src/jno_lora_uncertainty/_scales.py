@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable
 from statistics import NormalDist
-from typing import Any
 
 import equinox as eqx
 import jax
@@ -175,7 +174,7 @@ def _share_within(distance: Number, std: Array) -> Number:
 def _bisected(is_below: Callable[[Number], Array], highest: Number) -> Number:
     """The number from 0 to `highest` below which `is_below` holds."""
 
-    def halved(_: Any, ends: tuple[Number, Number]) -> tuple[Number, Number]:
+    def halved(_: object, ends: tuple[Number, Number]) -> tuple[Number, Number]:
         middle = (ends[0] + ends[1]) / 2
         below = is_below(middle)
         return jnp.where(below, middle, ends[0]), jnp.where(below, ends[1], middle)
@@ -253,5 +252,5 @@ def checked_level(level: float) -> float:
     return level
 
 
-def _beside(weights: Float[Array, " n"], elements: Any) -> Array:
+def _beside(weights: Float[Array, " n"], elements: Array) -> Array:
     return weights.reshape(-1, *[1] * (elements.ndim - 1))
