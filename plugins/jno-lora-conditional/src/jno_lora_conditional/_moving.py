@@ -1,6 +1,6 @@
 """Find the trained fields of an adapter that move, and check that the start is the base."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import equinox as eqx
@@ -93,8 +93,8 @@ def trained_fields(adapter: LoRAWrapper) -> tuple[str, ...]:
 def starting_at_zero(adapted: PyTree, moving: Moving) -> tuple[tuple[str, tuple[str, ...]], ...]:
     """By path, the moving fields whose numbers are all zero."""
 
-    def zeros(adapter: Any, names: tuple[str, ...]) -> tuple[str, ...]:
-        def is_zero(value: Any) -> bool:
+    def zeros(adapter: LoRAWrapper, names: tuple[str, ...]) -> tuple[str, ...]:
+        def is_zero(value: PyTree) -> bool:
             return not any(bool(jnp.any(leaf)) for leaf in jax.tree.leaves(value))
 
         return tuple(name for name in names if is_zero(getattr(adapter, name)))
@@ -104,8 +104,8 @@ def starting_at_zero(adapted: PyTree, moving: Moving) -> tuple[tuple[str, tuple[
 
 @eqx.filter_jit
 def _probe(
-    adapter: Any, layer: Any, trained: tuple[str, ...]
-) -> tuple[Any, Any, dict[str, Any], dict[str, Any]]:
+    adapter: PyTree, layer: PyTree, trained: tuple[str, ...]
+) -> tuple[PyTree, PyTree, dict[str, PyTree], dict[str, PyTree]]:
     """How far the merged start is from `layer`, and how each field alone changes the layer.
 
     The distance, the largest distance that counts as a rounding, and by field: how much a change of
@@ -123,7 +123,7 @@ def _probe(
     return _distance(merged, layer), _rounding_of(layer), changes, growths
 
 
-def _perturbed(adapter: Any, field: str, size: float) -> Any:
+def _perturbed(adapter: PyTree, field: str, size: float) -> PyTree:
     def perturb(leaf: Any) -> Any:
         wide = compute_dtype(leaf)
         # No random numbers, whose program takes a second to compile for each form of layer.
@@ -134,16 +134,16 @@ def _perturbed(adapter: Any, field: str, size: float) -> Any:
     return with_fields(adapter, {field: values})
 
 
-def with_fields(adapter: Any, values: Mapping[str, Any]) -> Any:
+def with_fields(adapter: PyTree, values: Mapping[str, PyTree]) -> PyTree:
     """`adapter` with other values of these fields."""
     return eqx.tree_at(lambda a: [getattr(a, name) for name in values], adapter, [*values.values()])
 
 
-def _arrays(*trees: Any) -> Any:
+def _arrays(*trees: PyTree) -> Iterable[tuple[PyTree, ...]]:
     return zip(*(jax.tree.leaves(eqx.filter(tree, eqx.is_array)) for tree in trees), strict=True)
 
 
-def _distance(a: Any, b: Any) -> Any:
+def _distance(a: PyTree, b: PyTree) -> PyTree:
     """The largest difference of the numbers in two layers."""
     gaps = [
         jnp.max(jnp.abs(x.astype(wide) - y.astype(wide)), initial=0).astype(float)
@@ -157,7 +157,7 @@ def _distance(a: Any, b: Any) -> Any:
 def _trained_by_several(adapter: LoRAWrapper) -> list[str]:
     """The trained fields that contain a `Shared` array."""
 
-    def is_shared(node: Any) -> bool:
+    def is_shared(node: object) -> bool:
         return isinstance(node, Shared)
 
     values = {name: getattr(adapter, name, None) for name in trainable_fields(type(adapter))}
@@ -166,7 +166,7 @@ def _trained_by_several(adapter: LoRAWrapper) -> list[str]:
     ]
 
 
-def _rounding_of(layer: Any) -> Any:
+def _rounding_of(layer: PyTree) -> PyTree:
     """The largest difference that counts as a rounding of this layer's numbers."""
     arrays = [x for x in jax.tree.leaves(layer) if eqx.is_inexact_array(x) and x.size]
     # A decomposition is accurate to some hundred roundings, less than the square root allows.

@@ -2,10 +2,10 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
 
 import equinox as eqx
 import jax
+from jaxtyping import PyTree
 
 from jno.lora import LoRAWrapper, Table, lora_report
 from jno.lora.extending import Printed, adapted_layers, show_path, table
@@ -82,7 +82,7 @@ class ConditionalReport(Printed[ConditionalRow]):
         return table("Conditional", columns, cells, self.caption, by_path=True)
 
 
-def report_on(conditional: Any, trainable: Any) -> ConditionalReport:
+def report_on(conditional: PyTree, trainable: PyTree) -> ConditionalReport:
     """The report of a `Conditional`. `trainable` is its mask."""
     model, directions, basis = conditional.model, conditional.directions, conditional.basis
     rows: list[ConditionalRow] = []
@@ -101,7 +101,7 @@ def report_on(conditional: Any, trainable: Any) -> ConditionalReport:
     return ConditionalReport(tuple(rows), described(directions, basis), count, total)
 
 
-def described(directions: Mapping[str, Any], basis: Basis) -> str:
+def described(directions: Mapping[str, PyTree], basis: Basis) -> str:
     """`12 layers move by Powers(source=0.1, unit=0.06, degree=1)`."""
     fields = {name: getattr(basis, name, None) for name in ("nodes", "source", "unit", "degree")}
     shown = (f"{name}={value!r}" for name, value in fields.items() if value is not None)
@@ -109,7 +109,7 @@ def described(directions: Mapping[str, Any], basis: Basis) -> str:
     return f"{len(directions)} {layers} by {type(basis).__name__}({', '.join(shown)})"
 
 
-def _count(tree: Any) -> int:
+def _count(tree: PyTree) -> int:
     """The number of real numbers, so that a complex number counts twice."""
     arrays = (leaf for leaf in jax.tree.leaves(tree) if hasattr(leaf, "dtype"))
     return sum(leaf.size * (2 if leaf.dtype.kind == "c" else 1) for leaf in arrays)

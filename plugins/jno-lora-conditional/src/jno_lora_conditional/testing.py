@@ -110,7 +110,7 @@ def check_conditional(
     return conditional
 
 
-def _problem_of_file(conditional: Conditional, layer: Any, classes: tuple[Any, ...]) -> str:
+def _problem_of_file(conditional: Conditional, layer: PyTree, classes: tuple[type, ...]) -> str:
     basis = conditional.basis
     given = None if type(basis) in (Hats, Indexed, Network, Powers) else basis
     try:
@@ -124,7 +124,7 @@ def _problem_of_file(conditional: Conditional, layer: Any, classes: tuple[Any, .
     return "" if is_same else "the arrays that come back differ from the arrays that were saved"
 
 
-def _arrays(conditional: Conditional) -> Any:
+def _arrays(conditional: Conditional) -> PyTree:
     return eqx.filter(conditional, eqx.is_array)
 
 
@@ -147,9 +147,9 @@ def trained_at_random(conditional: Conditional, size: float = 0.3, seed: int = 0
 
 def _results(
     conditional: Conditional,
-    plain: Any,
-    inputs: tuple[Any, ...],
-    given: Callable[..., Any],
+    plain: PyTree,
+    inputs: tuple[PyTree, ...],
+    given: Callable[..., PyTree],
     name: str,
     allowed: tuple[float, float],
 ) -> Results:
@@ -163,24 +163,24 @@ def _results(
     mergeable = all(type(adapter).mergeable for _, adapter in adapted_layers(conditional.model))
     traces: list[None] = []
 
-    def call(layer: Any, *inputs: Any) -> Any:
+    def call(layer: PyTree, *inputs: PyTree) -> PyTree:
         # Some inputs (e3nn's) remember what was computed from them, so each call gets new ones.
         return given(layer, *jax.tree.map(jnp.asarray, inputs))
 
     @eqx.filter_jit
-    def program(conditional: Any, plain: Any, inputs: Any, zs: Any) -> Any:
-        def output(z: Any) -> Any:
+    def program(conditional: PyTree, plain: PyTree, inputs: PyTree, zs: Array) -> PyTree:
+        def output(z: Array) -> Array:
             return _numbers(call(at(conditional, z), *inputs))
 
-        def counted(z: Any) -> Any:
+        def counted(z: Array) -> Array:
             traces.append(None)
             return output(z)
 
-        def loss(trainable: Any, frozen: Any) -> Any:
+        def loss(trainable: PyTree, frozen: PyTree) -> Array:
             model = at(eqx.combine(trainable, frozen), away)
             return jnp.sum(_numbers(call(model, *inputs)) ** 2)
 
-        def along(z: Any) -> Any:
+        def along(z: Array) -> Array:
             return jax.vmap(lambda step: jax.jvp(output, (z,), (step,))[1])(steps / _STEP)
 
         with_values = eqx.tree_at(lambda c: c.basis, conditional, basis)
