@@ -80,7 +80,7 @@ class Record:
 
         def named(key: str) -> str:
             path, _, array = key.rpartition("/")
-            return f"{names.get(path, path)}/{array}"
+            return f"{names.get(path, path)}/{array}".removeprefix("/")
 
         entries = {named(key): entry for key, entry in self.entries.items()}
         trained = {named(key): array for key, array in self.trained.items()}
@@ -174,7 +174,8 @@ def updates_of(model: PyTree) -> dict[str, tuple[str, np.ndarray, np.ndarray]]:
                 base, update = np.asarray(old), np.asarray(new) - np.asarray(old)
                 for index in np.ndindex(*stack):
                     layer = f"{path}[{','.join(map(str, index))}]" if stack else path
-                    found[f"{layer}/{path_str(keys)}"] = method, update[index], base[index]
+                    name = f"{layer}/{path_str(keys)}".removeprefix("/")
+                    found[name] = method, update[index], base[index]
     return found
 
 
@@ -201,7 +202,8 @@ def arrays_of(model: PyTree) -> dict[str, np.ndarray]:
 def _trained_outside(model: PyTree | Net) -> dict[str, np.ndarray]:
     if not isinstance(model, Net):
         return {}
-    adapted = tuple(f"{path}/" for path, _ in adapted_layers(model.module))
+    # The model itself may be the adapted layer.
+    adapted = tuple(f"{path}/" if path else "" for path, _ in adapted_layers(model.module))
     trains = jtu.tree_leaves_with_path(model.trainable)
     paths = {path_str(keys) for keys, flag in trains if flag is True}
     arrays = arrays_of(model.module)
