@@ -16,7 +16,7 @@ from jno.lora import SelectionError, Table
 from jno.lora.extending import Printed, compute_dtype, path_str, table, warn
 from jno_lora_conditional import Conditional
 
-from ._ensemble import Ensemble, check_statistics_fromd
+from ._ensemble import Ensemble, check_calibrated
 from ._folds import Folds
 from ._scales import Scales, calibrated_arrays, gaussian_quantile
 
@@ -279,7 +279,7 @@ def predict(calibrated: Calibrated, x: PyTree) -> Prediction:
     `JnoLoraWarning`, too, but not under `jax.jit`, `jax.vmap` and `jax.grad`, where the value is
     traced. `calibrate(..., source=(inputs, targets))` measures it.
     """
-    check_statistics_fromd(calibrated, Calibrated, "calibrate")
+    check_calibrated(calibrated, Calibrated, "calibrate")
     ensemble, z = calibrated.ensemble, _value_of(calibrated.ensemble, x)
     outputs = jax.tree.map(wide, ensemble.each(lambda member: ensemble.call(member, x)))
     leaves, structure = jax.tree.flatten(outputs)

@@ -12,7 +12,7 @@ from jno.lora import SelectionError
 from jno.lora.extending import warn
 
 from ._calibrated import checked_count, held_out_mask, outputs_of, wide
-from ._ensemble import Ensemble, check_statistics_fromd
+from ._ensemble import Ensemble, check_calibrated
 from ._folds import Folds
 
 
@@ -96,7 +96,7 @@ def _temperature(logits: Array, labels: Array, mask: Bool[Array, "k n"]) -> Floa
 
 def probabilities(calibrated: CalibratedClasses, x: PyTree) -> Float[Array, "*n classes"]:
     """The calibrated probabilities of the classes, for one example."""
-    check_statistics_fromd(calibrated, CalibratedClasses, "calibrate_classes")
+    check_calibrated(calibrated, CalibratedClasses, "calibrate_classes")
     ensemble = calibrated.ensemble
     logits = wide(ensemble.each(lambda member: ensemble.call(member, x)))
     temperature = calibrated.temperature.astype(logits.dtype)

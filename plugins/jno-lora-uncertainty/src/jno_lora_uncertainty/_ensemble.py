@@ -182,7 +182,7 @@ class Ensemble(eqx.Module):
         return total
 
 
-def check_statistics_fromd(value: object, kind: type, maker: str) -> None:
+def check_calibrated(value: object, kind: type, maker: str) -> None:
     """**Raises:** `SelectionError` unless the value is of the kind that `maker` returns."""
     if not isinstance(value, kind):
         raise SelectionError(

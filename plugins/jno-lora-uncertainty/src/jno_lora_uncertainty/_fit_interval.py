@@ -16,7 +16,7 @@ from jno.lora.extending import warn
 from jno_lora_conditional import Conditional, Fitted, coordinate_named, fit
 
 from ._calibrated import held_out_mask
-from ._ensemble import Ensemble, check_statistics_fromd
+from ._ensemble import Ensemble, check_calibrated
 from ._folds import Folds
 from ._scales import checked_level
 
@@ -175,7 +175,7 @@ def fit_interval(calibration: FitCalibration, data: PyTree, level: float = 0.9) 
     The quantile is Student's, with as many degrees of freedom as there are distinct values, because
     a few values do not determine the error well.
     """
-    check_statistics_fromd(calibration, FitCalibration, "calibrate_fit")
+    check_calibrated(calibration, FitCalibration, "calibrate_fit")
     coordinate = coordinate_named(calibration.coordinate)
     settings = calibration.loss, calibration.grid, calibration.steps, calibration.coordinate
     fits = calibration.ensemble.each(lambda member: _fit(member, data, *settings))
