@@ -245,7 +245,9 @@ class LoRAWrapper(eqx.nn.StatefulLayer):
 def overrides(cls: type, base: type[LoRAWrapper], name: str) -> bool:
     """Whether an adapter class has another member of that name than a base of the contract."""
     default = inspect.getattr_static(base, name)
-    return inspect.getattr_static(cls, name, default) is not default
+    own = inspect.getattr_static(cls, name, default)
+    # Of class methods, static methods and methods that are assigned: the function inside.
+    return getattr(own, "__func__", own) is not getattr(default, "__func__", default)
 
 
 def trainable_fields(cls: type[LoRAWrapper]) -> tuple[str, ...]:
