@@ -253,7 +253,7 @@ pictures: .venv-models/.ready
 	.venv-models/bin/python docs/pictures.py $(PAGES)
 
 clean:
-	rm -rf $(VENV) .venv-models .venv-frameworks .venv-peft .venv-stacks .venv-levanter .venv-jno .venv-matrix .venv-dist .bench dist build demo-output site
+	rm -rf $(VENV) .venv-models .venv-frameworks .venv-peft .venv-stacks .venv-levanter .venv-jno .venv-matrix .venv-dist .bench dist build demo-output .site
 
 # Our own packages first, so that pip takes them from here and not from an index, and all by one
 # hatchling: pip would install a copy for each.
