@@ -23,6 +23,7 @@ def test_the_files_that_transformers_reads_are_merged_and_the_others_copied(tmp_
         convert_lora(base, out, to="merged")
     save_file(state, base / "shard.safetensors")
     convert_lora(base, out, to="merged", verify=True)
-    assert {path.name for path in out.iterdir()} == {*beside, "shard.safetensors"}
+    proof = "adapter_proof.safetensors"
+    assert {path.name for path in out.iterdir()} == {*beside, "shard.safetensors", proof}
     with pytest.raises(PeftFormatError, match=r"must end in \.safetensors"):
         convert_lora(base / "shard.safetensors", tmp_path / "m.h5", to="merged")

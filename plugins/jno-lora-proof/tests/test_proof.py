@@ -65,6 +65,18 @@ def test_a_fault_is_noticed_and_named(name, saved):
         proof.raise_for_fault()
 
 
+def test_a_proof_without_a_call_names_causes_too(saved, capsys):
+    found = {}
+    for name, fault in FAULTS.items():
+        net, path = saved(fault.wrapper)
+        wrong = fault.make(net, base(), extract_adapters(net.module))
+        found[name] = prove(wrong, path, run=False).cause or "not noticed"
+    with capsys.disabled():
+        print(*(f"{name} | {cause}" for name, cause in found.items()), sep="\n")
+    named = [name for name, cause in found.items() if re.search(FAULTS[name].cause, cause)]
+    assert len(named) >= 0.95 * len(FAULTS), {*FAULTS} - {*named}
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "int8", "nf4"])
 @pytest.mark.parametrize("wrapper", VARIANTS)
 def test_no_false_alarm_in_another_precision(wrapper, dtype, saved):

@@ -81,7 +81,8 @@ def convert_lora(
         Torch, such as the Conv1D of GPT-2. PEFT's `fan_in_fan_out` says the same.
     - `tied`: whether a head reads the table of an embedding, whose adapter PEFT uses for lookups
         alone; needed if the base has no `lm_head.weight`, and merged only if `False`.
-    - `verify`: read the result, and compare each update in float64.
+    - `verify`: read the result, and compare each update in float64. Merged weights are checked by
+        the proof of the source, if it has one, and get a proof themselves (not in Orbax's folders).
 
     `out` must not exist, and appears when it is complete. After a kill, a call with the same
     arguments resumes.
@@ -90,7 +91,8 @@ def convert_lora(
 
     **Raises:** `PeftFormatError` that lists the arrays without a use, factors that do not fit or
     hold NaN or infinity, and weights that are missing or ambiguous; also for a merged weight that
-    overflows, and a difference beyond rounding. `SelectionError` for an alpha that is missing,
+    overflows, and a difference beyond rounding. `CheckpointError` if merged weights are a fault by
+    the source's proof. `SelectionError` for an alpha that is missing,
     and for an alpha, `rename`, `stack_axis` or `transposed` that no LoRA uses.
     """
     source, out, problems = Path(source), Path(out), Problems()
@@ -131,6 +133,8 @@ def convert_lora(
     with unfinished(out, [source, like], (to, tied, options)) as place:
         result.write(place)
         difference = result.largest_difference(place) if verify else None
+        if verify and isinstance(result, Merge):
+            result.prove(place, source)
     return Conversion(
         sources=sorted({layer.pair.source.name for layer in layers}),
         modules={update.module.name: (update.rank, update.scale) for update in updates},

@@ -20,6 +20,7 @@ from jno_lora_peft.files import Directory, write
 from jno_lora_peft.layouts import layout_of
 from jno_lora_peft.names import EMBEDDING, HEAD, PREFIX, compiled, is_embedding
 from jno_lora_peft.saving import targets
+from jno_lora_proof import Entry, sign, write_entries
 
 from ._adapter_files import lora_settings
 from ._arrays import Array, flat
@@ -60,6 +61,8 @@ def extract_peft(
     - `tied`: whether an output head reads the table of an embedding; needed if embeddings changed
         and the files have no `lm_head.weight`. PEFT ties a head to `embed_tokens` alone.
 
+    The folder has a proof of the updates (`jno_lora_proof.prove`), without inputs.
+
     **Returns:** the report of the layers. Layers whose weights are equal get no adapter. As
     for `extract_lora`, a warning says if less than 90 % of the change is kept.
 
@@ -82,6 +85,7 @@ def extract_peft(
         )
     rows: list[UpdateRow] = []
     ranks: dict[str, int] = {}
+    entries: dict[str, Entry] = {}
     tensors: dict[str, np.ndarray] = {}
     modules = {name.removesuffix(".weight") for name in weights if len(old[name].shape) == 2}
     patterns = [compiled(x or "(?!)", "a kind of layer") for x in (embeddings, transposed)]
@@ -98,6 +102,7 @@ def extract_peft(
                 pair = ({module: x} for x in layers)
                 adapted, report = extract_lora(*pair, rank=rank, energy=energy)
             rows += report.rows
+            entries |= {f"{module}/weight": entry for entry in sign(adapted).values()}
             layout = layout_of(layers[0])
             assert layout is not None
             for adapter in extract_adapters(adapted).adapters.values():
@@ -122,6 +127,7 @@ def extract_peft(
     report = UpdateReport(tuple(rows), tuple(left)).warn_of_loss()
     bases = {module: np.array(old[f"{module}.weight"]) for module in ranks if module in modules}
     write(directory, settings, tensors, as_metadata(bases))
+    write_entries(directory, entries, str(next(iter(bases.values())).dtype))
     return report
 
 

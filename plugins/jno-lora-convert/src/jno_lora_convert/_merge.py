@@ -12,6 +12,7 @@ from jno.lora import PeftFormatError
 from jno.lora.extending import tracked
 from jno_lora_peft.errors import MisfitError, Problems
 from jno_lora_peft.names import HEAD
+from jno_lora_proof import Proof, has_proof, sign_update, write_entries
 
 from ._arrays import Array, flat
 from ._orbax import save_like
@@ -73,6 +74,24 @@ class Merge:
             arrays = out.with_name(f"{out.name}.arrays")
             self._write_file(arrays, self.weights)
             save_like(self.base, out, map_safetensors(arrays)[0])
+
+    def prove(self, written: Path, source: Path) -> None:
+        """Check the written weights by the proof of the source, and put one into safetensors files.
+
+        **Raises:** `CheckpointError` if they are not the source's base with its updates, once.
+        """
+        after, bases = flat(open_state(written).tree), self.bases()
+        if has_proof(source):
+            merged = {
+                f"{update.module.name}/weight": np.asarray(after[name])[update.place]
+                for name, updates in self.updates.items()
+                for update in updates
+            }
+            before = {f"{name}/weight": base for name, base in bases.items()}
+            Proof.from_weights(merged, source, bases=before).raise_for_fault()
+        if written.is_file() or weight_files(written):
+            entries = {name: sign_update(after[name], self.weights[name]) for name in self.updates}
+            write_entries(written, entries, str(next(iter(bases.values())).dtype))
 
     def largest_difference(self, out: Path) -> float:
         """The largest difference of the written weights to the sums in float64.

@@ -15,6 +15,7 @@ from jno.lora import PeftFormatError
 from jno.lora.extending import imported_for, read_json
 from jno_lora_peft.config import Config
 from jno_lora_peft.files import CONFIG, TENSORS
+from jno_lora_peft.proof import FILE as PROOF
 from jno_lora_peft.types.type import Settings
 
 from ._arrays import Array, Later
@@ -75,7 +76,7 @@ def weight_files(folder: Path) -> list[Path]:
         return [single]
     if index.exists():
         return sorted({folder / name for name in read_json(index)["weight_map"].values()})
-    return sorted(folder.glob("*.safetensors"))
+    return sorted(file for file in folder.glob("*.safetensors") if file.name != PROOF)
 
 
 def _merge(files: list[Path]) -> dict[str, Array]:

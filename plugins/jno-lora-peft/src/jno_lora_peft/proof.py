@@ -12,6 +12,7 @@ and `jno_lora_proof.prove` reads the proof that it writes.
 import argparse
 import collections
 import copy
+import importlib.metadata
 import json
 import pathlib
 from typing import Any
@@ -73,14 +74,17 @@ def measure(model: Any, args: list[Any]) -> dict[str, Any]:
             if not module.disable_adapters:
                 layer.merge()
             after = numbers(layer.get_base_layer().weight)
+            if getattr(module, "fan_in_fan_out", False):  # in Torch (in, out)
+                before, after = before.T, after.T
             updates[f"{name}/weight"], bases[f"{name}/weight"] = after - before, before
         if isinstance(module, ModulesToSaveWrapper):
             for key, tensor in module.modules_to_save[module.active_adapters[0]].named_parameters():
                 trained[f"{name}/{key.replace('.', '/')}"] = numbers(tensor)
     found: dict[str, Any] = {"updates": updates, "bases": bases, "trained": trained}
-    found["adapted"] = run()
-    with model.disable_adapter():
-        found["plain"] = run()
+    if args:  # a proof of updates alone has no inputs
+        found["adapted"] = run()
+        with model.disable_adapter():
+            found["plain"] = run()
     dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
     return {**found, "scheme": str(dtype).removeprefix("torch.")}
 
@@ -118,20 +122,23 @@ def finding(name: str, was: dict[str, Any], found: dict[str, Any]) -> str:
 
 def judge(was: dict[str, Any], found: dict[str, Any]) -> tuple[str, dict[str, str]]:
     """The verdict, and what was found at each array."""
-    size = np.linalg.norm(was["adapted"] - was["plain"])
     rows = {name: finding(name, was, found) for name, x in was["updates"].items() if x.any()}
     for name, signed in was["trained"].items():
         is_same = name in found["trained"] and near(signature(found["trained"][name]), signed, 0.05)
         rows[name] = "" if is_same else "this trained array was not loaded"
+    counts = collections.Counter(filter(None, rows.values()))
+    fault = f"fault: {counts.most_common(1)[0][0] if counts else 'the outputs differ'}"
+    if "adapted" not in found:
+        return (fault if counts else "acts"), rows
+    size = np.linalg.norm(was["adapted"] - was["plain"])
     error = np.linalg.norm(found["adapted"] - was["adapted"]) / max(size, 1e-30)
     drift = np.linalg.norm(found["plain"] - was["plain"])
     is_rounded = drift <= ROUNDING[found["scheme"]] * np.linalg.norm(was["plain"])
     if error <= SAME:
         return "acts", rows
-    counts = collections.Counter(filter(None, rows.values()))
     if is_rounded and not counts and error <= max(SAME, 3 * drift / size):
         return "acts, rounded", rows
-    return f"fault: {counts.most_common(1)[0][0] if counts else 'the outputs differ'}", rows
+    return fault, rows
 
 
 def read(folder: Any) -> tuple[dict[str, Any], list[np.ndarray]]:
@@ -165,6 +172,8 @@ def write(model: Any, folder: Any, args: list[np.ndarray]) -> None:
     lists["methods"] = ["lora"] * len(found["updates"])
     facts = {"format": "1", "scheme": found["scheme"], "lists": json.dumps(lists)}
     facts["inputs"] = json.dumps({"batched": True, "seed": 0, "high": 100, **call})
+    versions = {x: importlib.metadata.version(x) for x in ("torch", "transformers", "peft")}
+    facts["versions"] = json.dumps(versions)
     safetensors.numpy.save_file(tensors, pathlib.Path(folder, FILE), facts)
 
 

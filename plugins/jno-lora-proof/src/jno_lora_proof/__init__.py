@@ -7,6 +7,18 @@ print(prove(loaded, "adapters.safetensors"))
 """
 
 from ._inputs import Inputs
-from ._proof import Proof, Row, prove, read_inputs
+from ._proof import Proof, Row, has_proof, prove, read_inputs, write_entries
+from ._record import Entry, sign, sign_update
 
-__all__ = ["Inputs", "Proof", "Row", "prove", "read_inputs"]
+__all__ = [
+    "Entry",
+    "Inputs",
+    "Proof",
+    "Row",
+    "has_proof",
+    "prove",
+    "read_inputs",
+    "sign",
+    "sign_update",
+    "write_entries",
+]

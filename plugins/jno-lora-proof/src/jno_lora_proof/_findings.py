@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+import jax.numpy as jnp
 import numpy as np
 
 from ._record import Entry, Record, Signature
@@ -33,12 +34,13 @@ def update_finding(name: str, record: Record, updates: Updates) -> str:
         return MISSING
     method, update, base = updates[name]
     found, was = signature(update), entry.update
-    # A multiplicative update moves with its base.
+    if was.any() and not found.any():
+        return ZERO
+    # A multiplicative update moves with its base, and a merged weight was rounded.
     slack = np.linalg.norm(signature(base) - entry.base) * (1 if _is_near(base, entry) else 0)
+    slack += 2 * float(jnp.finfo(base.dtype).eps) * entry.base[0]
     if np.linalg.norm(found - was) <= SAME * np.linalg.norm(was) + slack:
         return ""
-    if not found.any():
-        return ZERO
     if not was.any():
         return OTHER
     factor = _share(found[ENTRIES], was[ENTRIES])

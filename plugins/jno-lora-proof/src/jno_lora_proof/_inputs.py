@@ -88,8 +88,10 @@ class Inputs:
                 return {"is": "shape", "shape": node.shape, "dtype": str(node.dtype)}
             if eqx.is_array(node) or isinstance(node, np.ndarray):
                 name = f"inputs/{len(arrays)}"
-                arrays[name] = np.asarray(node)
-                return {"is": "array", "name": name}
+                array = np.asarray(node)
+                # NumPy's safetensors cannot read bfloat16, which float32 holds.
+                arrays[name] = array if array.dtype.isbuiltin == 1 else array.astype(np.float32)
+                return {"is": "array", "name": name, "dtype": str(array.dtype)}
             if node is None or isinstance(node, bool | int | float | str):
                 return {"is": "value", "value": node}
             raise SelectionError(
@@ -110,7 +112,8 @@ class Inputs:
                 case "dict":
                     return {key: rebuild(x) for key, x in node["items"].items()}
                 case "array":
-                    return arrays[node["name"]]
+                    array = arrays[node["name"]]
+                    return array.astype(node.get("dtype", array.dtype))
                 case "shape":
                     return jax.ShapeDtypeStruct(tuple(node["shape"]), node["dtype"])
                 case "value":

@@ -3,7 +3,7 @@
 import dataclasses
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
 
 import jax
@@ -17,6 +17,7 @@ from ._findings import (
     FOUR_BITS,
     INACTIVE,
     MERGED,
+    MISSING,
     OTHER_BASE,
     SAME,
     Updates,
@@ -26,7 +27,19 @@ from ._findings import (
     update_finding,
 )
 from ._inputs import Inputs
-from ._record import Record, add_record, arrays_of, read_record, scheme_of, sketches, updates_of
+from ._record import (
+    Entry,
+    Record,
+    add_record,
+    add_to_weights,
+    arrays_of,
+    coarsest,
+    difference,
+    read_record,
+    scheme_of,
+    sketches,
+    updates_of,
+)
 from ._signatures import signature, sketch
 
 FilePath = str | os.PathLike[str]
@@ -62,6 +75,7 @@ class Proof(Printed[Row]):
     - `error`: how far the outputs are from those of the file, relative to what the adapters
         change; `None` if the model was not called.
     - `expected`: the error that the precision of the base explains.
+    - `versions`: the versions of the libraries that wrote the file, by name.
     """
 
     rows: tuple[Row, ...]
@@ -70,6 +84,7 @@ class Proof(Printed[Row]):
     error: float | None
     expected: float
     path: str
+    versions: Mapping[str, str]
 
     def raise_for_fault(self) -> "Proof":
         """This proof. **Raises:** `CheckpointError` with the table if it is a fault."""
@@ -101,7 +116,8 @@ class Proof(Printed[Row]):
                 f"Error of the effect on the outputs: {self.error:.2g} (explained by the base's "
                 f"precision: {self.expected:.2g})."
             )
-        return table(self._title(), columns, rows, error, by_path=True)
+        written = ", ".join(f"{name} {version}" for name, version in self.versions.items())
+        return table(self._title(), columns, rows, f"{error} Saved by {written}.", by_path=True)
 
     @classmethod
     def from_outputs(cls, outputs: PyTree, path: FilePath) -> "Proof":
@@ -109,9 +125,34 @@ class Proof(Printed[Row]):
 
         **Arguments:** `outputs`: the arrays that the model itself would return.
         """
-        record, arrays = _record_of(path), [np.asarray(x) for x in jax.tree.leaves(outputs)]
+        record, arrays = _with_inputs(path), [np.asarray(x) for x in jax.tree.leaves(outputs)]
         found = np.concatenate([sketch(x) for x in arrays], axis=1)
         return _judged(record, path, (), None, found, None, "float16")
+
+    @classmethod
+    def from_weights(
+        cls,
+        weights: Mapping[str, Any],
+        path: FilePath,
+        *,
+        bases: Mapping[str, Any] | None = None,
+    ) -> "Proof":
+        """The proof of weights into which the file's updates were merged: once, and all of them.
+
+        **Arguments:**
+
+        - `weights`: arrays by the names of the file's proof, such as `layers.0.query/weight` in a
+            folder of PEFT. Others are ignored.
+        - `bases`: the same arrays before merging, if there are any. They tell more causes apart.
+
+        **Raises:** `CheckpointError` if there is no proof, or it is damaged.
+        """
+        record = _record_of(path)
+        updates = {} if bases is None else _Differences(record, weights, bases)
+        arrays = {name: weights[name] for name in record.entries if name in weights}
+        scheme = coarsest(arrays.values()) if arrays else record.scheme
+        compared = _compared(record, updates, arrays, scheme)
+        return _judged(record, path, *compared, None, None, scheme)
 
 
 def prove(
@@ -139,12 +180,11 @@ def prove(
     module = model.module if isinstance(model, Net) else model
     expect_model(module, "prove")
     updates, arrays, scheme = updates_of(module), arrays_of(module), scheme_of(module)
-    for mine, theirs in (names or {}).items():
-        updates = {_moved(key, mine, theirs): value for key, value in updates.items()}
-        arrays = {_moved(key, mine, theirs): value for key, value in arrays.items()}
+    updates = _by_the_files_names(updates, record, names or {})
+    arrays = _by_the_files_names(arrays, record, names or {})
     rows, cause = _compared(record, updates, arrays, scheme)
     adapted = plain = None
-    if run:
+    if run and record.inputs.args:
         inputs = dataclasses.replace(record.inputs, call=call)
         adapted = sketches(inputs, module)
         plain = sketches(inputs, disabled(module)) if updates else None
@@ -169,9 +209,54 @@ def check(model: PyTree, path: FilePath, names: Mapping[str, str] | None = None)
     prove(model, path, names=names).raise_for_fault()
 
 
+def write_entries(path: FilePath, entries: Mapping[str, Entry], scheme: str) -> None:
+    """Put a proof of updates alone beside weights, in a file or folder.
+
+    - `entries`: of `sign(model)` and `sign_update(weight, base)`; `scheme`: the dtype of the base.
+    """
+    add_to_weights(path, Record.of_entries(entries, scheme))
+
+
+def has_proof(path: FilePath) -> bool:
+    """Whether a file or folder has a proof."""
+    return read_record(path) is not None
+
+
 def read_inputs(path: FilePath) -> tuple[tuple[PyTree, ...], dict[str, PyTree]]:
-    """The arguments and keyword arguments of the file's proof, for `Proof.from_outputs`."""
-    return _record_of(path).inputs.arrays()
+    """The arguments and keyword arguments of the file's proof, for `Proof.from_outputs`.
+
+    **Raises:** `CheckpointError` if there is no proof, or it has no inputs.
+    """
+    return _with_inputs(path).inputs.arrays()
+
+
+def _with_inputs(path: FilePath) -> Record:
+    record = _record_of(path)
+    if not record.inputs.args:
+        raise CheckpointError(
+            f"The proof of {os.fspath(path)!r} was made of updates alone, and has no inputs. Use "
+            "prove(model, path) or Proof.from_weights(weights, path)."
+        )
+    return record
+
+
+class _Differences(Mapping[str, tuple[str, np.ndarray, np.ndarray]]):
+    """Updates as `updates_of` has them, of merged weights. One is in memory at a time."""
+
+    def __init__(
+        self, record: Record, weights: Mapping[str, Any], bases: Mapping[str, Any]
+    ) -> None:
+        self._weights, self._bases, self._entries = weights, bases, record.entries
+
+    def __getitem__(self, name: str) -> tuple[str, np.ndarray, np.ndarray]:
+        base, method = np.asarray(self._bases[name]), self._entries[name].method
+        return method, difference(self._weights[name], base), base
+
+    def __iter__(self) -> Iterator[str]:
+        return (name for name in self._entries if name in self._bases)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
 
 
 def _record_of(path: FilePath) -> Record:
@@ -184,8 +269,19 @@ def _record_of(path: FilePath) -> Record:
     return record
 
 
-def _moved(key: str, mine: str, theirs: str) -> str:
-    return f"{theirs}{key[len(mine) :]}" if key.startswith(f"{mine}/") else key
+def _by_the_files_names(
+    found: Mapping[str, Any], record: Record, names: Mapping[str, str]
+) -> dict[str, Any]:
+    """The values by the names of the record, which has points for slashes in PEFT's folders."""
+    spelled = {name.replace(".", "/"): name for name in (*record.entries, *record.trained)}
+
+    def name_of(key: str) -> str:
+        for mine, theirs in names.items():
+            if key.startswith(f"{mine}/"):
+                return f"{theirs}{key[len(mine) :]}"
+        return spelled.get(key, key)
+
+    return {name_of(key): value for key, value in found.items()}
 
 
 def _norm(array: np.ndarray) -> float:
@@ -204,6 +300,8 @@ def _compared(
         finding = update_finding(name, record, updates) if updates else ""
         if times > (0 if updates else 1):
             finding = MERGED if entry.update.any() else ""
+        elif times and not updates and name not in bases:
+            finding = MISSING
         elif times == 0 and not updates:
             finding = INACTIVE if entry.update.any() else ""
         elif times == 0 and name in bases:
@@ -237,23 +335,27 @@ def _judged(
     per_effect = _norm(record.plain) / max(size, 1e-30)
     expected = SAME if scheme.startswith("float") else max(SAME, SAME * per_effect)
     file = os.fspath(path)
-    if size <= 1e-6 * _norm(record.plain):
-        return Proof(rows, "fault", _UNTRAINED, None, expected, file)
+
+    def proof(verdict: Verdict, cause: str | None, error: float | None) -> Proof:
+        return Proof(rows, verdict, cause, error, expected, file, record.versions)
+
+    if record.inputs.args and size <= 1e-6 * _norm(record.plain):
+        return proof("fault", _UNTRAINED, None)
     if adapted is None:
-        return Proof(rows, "fault" if cause else "acts", cause, None, expected, file)
+        return proof("fault" if cause else "acts", cause, None)
     drift = 0.0 if plain is None else _norm(plain - record.plain) / _norm(record.plain)
     error = _norm(adapted - record.adapted) / size
     if error <= SAME:
-        return Proof(rows, "acts", None, error, expected, file)
+        return proof("acts", None, error)
     if plain is not None:
         error = _norm(adapted - plain - record.adapted + record.plain) / size
         # The effect moves with the activations, which move with every layer before.
         expected = max(expected, 3 * drift * per_effect)
     is_rounded = drift <= rounding(scheme) and error <= min(expected, FOUR_BITS)
     if is_rounded and cause is None:
-        return Proof(rows, "acts, rounded", None, error, expected, file)
+        return proof("acts, rounded", None, error)
     if _norm(adapted - record.plain) <= SAME * size:
         cause = INACTIVE
     elif cause is None:
         cause = OTHER_BASE if drift > rounding(scheme) else _ELSEWHERE
-    return Proof(rows, "fault", cause, error, expected, file)
+    return proof("fault", cause, error)

@@ -4,7 +4,8 @@ import base64
 import dataclasses
 import json
 import os
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import safetensors
 import safetensors.numpy
 from jaxtyping import Float, PyTree
 
-from jno.lora import CheckpointError, Net, disabled
+from jno.lora import CheckpointError, Net, __version__, disabled
 from jno.lora.extending import (
     adapted_layers,
     filler,
@@ -28,7 +29,7 @@ from jno.lora.extending import (
 )
 
 from ._inputs import Inputs
-from ._signatures import signature, sketch
+from ._signatures import WIDTH, signature, sketch
 
 KEY = "jno.lora.proof"  # in the metadata of a file of adapters
 FILE = "adapter_proof.safetensors"  # in a folder of PEFT
@@ -53,6 +54,9 @@ class Record:
     - `entries`: by the path of an array, such as `layers/0/weight`.
     - `trained`: signatures of the trained arrays outside of adapters, by path.
     - `scheme`: the dtype of the base, or its quantisation.
+    - `versions`: of the libraries that wrote it, by name.
+
+    The record of a model that was not called has no inputs, and sketches of no examples.
     """
 
     inputs: Inputs
@@ -61,6 +65,9 @@ class Record:
     entries: Mapping[str, Entry]
     trained: Mapping[str, Signature]
     scheme: str
+    versions: Mapping[str, str] = dataclasses.field(
+        default_factory=lambda: {"jno-lora": __version__, "jax": jax.__version__}
+    )
 
     @classmethod
     def of(cls, model: PyTree | Net, inputs: Inputs) -> "Record":
@@ -68,12 +75,14 @@ class Record:
         inputs.stored()  # raises before the model is called
         trained = {path: signature(x) for path, x in _trained_outside(model).items()}
         module = model.module if isinstance(model, Net) else model
-        entries = {
-            name: Entry(method, signature(update), signature(base))
-            for name, (method, update, base) in updates_of(module).items()
-        }
         adapted, plain = sketches(inputs, module), sketches(inputs, disabled(module))
-        return cls(inputs, adapted, plain, entries, trained, scheme_of(module))
+        return cls(inputs, adapted, plain, sign(module), trained, scheme_of(module))
+
+    @classmethod
+    def of_entries(cls, entries: Mapping[str, Entry], scheme: str) -> "Record":
+        """The record of updates alone, of a model that was not called."""
+        none = np.zeros((0, WIDTH))
+        return cls(Inputs(()), none, none, entries, {}, scheme)
 
     def renamed(self, names: Mapping[str, str]) -> "Record":
         """The record with other names of layers: `names` has the new name of each path."""
@@ -104,6 +113,7 @@ class Record:
             "trained": [*self.trained],
         }
         facts = {"format": "1", "inputs": inputs, "scheme": self.scheme, "lists": json.dumps(lists)}
+        facts["versions"] = json.dumps(dict(self.versions))
         contiguous = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
         return safetensors.numpy.save(contiguous, facts)
 
@@ -123,6 +133,7 @@ class Record:
             entries,
             dict(zip(lists["trained"], tensors["trained"], strict=True)),
             facts["scheme"],
+            json.loads(facts["versions"]),
         )
 
 
@@ -133,6 +144,24 @@ def add_record(path: str | os.PathLike[str], record: Record) -> None:
         return
     tensors, metadata = read_file(path)
     write_file(path, tensors, {**metadata, KEY: base64.b64encode(record.dump()).decode()})
+
+
+def add_to_weights(path: str | os.PathLike[str], record: Record) -> None:
+    """Put a record beside the weights in a folder, or into the header of a file of weights."""
+    if os.path.isdir(path):
+        Path(path, FILE).write_bytes(record.dump())
+        return
+    temporary = Path(path).with_name(f".{Path(path).name[:40]}.tmp")
+    with open(path, "rb") as old, open(temporary, "wb") as new:  # may exceed memory
+        header = json.loads(old.read(int.from_bytes(old.read(8), "little")))
+        header.setdefault("__metadata__", {})[KEY] = base64.b64encode(record.dump()).decode()
+        text = json.dumps(header).encode()
+        text += b" " * (-len(text) % 8)
+        new.write(len(text).to_bytes(8, "little") + text)
+        shutil.copyfileobj(old, new)
+        new.flush()
+        os.fsync(new.fileno())
+    os.replace(temporary, path)
 
 
 def read_record(path: str | os.PathLike[str]) -> Record | None:
@@ -151,6 +180,19 @@ def read_record(path: str | os.PathLike[str]) -> Record | None:
         return None if content is None else Record.parse(content)
     except (ValueError, KeyError, safetensors.SafetensorError) as err:
         raise CheckpointError(f"The proof of {os.fspath(path)!r} is damaged: {err!r}") from err
+
+
+def sign(model: PyTree) -> dict[str, Entry]:
+    """The entries of a model with adapters, by the paths of their arrays."""
+    return {
+        name: Entry(method, signature(update), signature(base))
+        for name, (method, update, base) in updates_of(model).items()
+    }
+
+
+def sign_update(weight: Any, base: Any) -> Entry:
+    """The entry of a weight into which the update of a LoRA was merged."""
+    return Entry("lora", signature(difference(weight, base)), signature(base))
 
 
 def updates_of(model: PyTree) -> dict[str, tuple[str, np.ndarray, np.ndarray]]:
@@ -189,8 +231,18 @@ def scheme_of(model: PyTree) -> str:
     bases = [adapter.base for _, adapter in adapted_layers(model)] or [model]
     leaves = jax.tree.leaves(bases, is_leaf=is_coded)
     codes = [leaf.code for leaf in leaves if is_coded(leaf)]
-    dtypes = [leaf.dtype for leaf in leaves if eqx.is_inexact_array(leaf)]
-    return codes[0] if codes else str(min(dtypes, key=lambda dtype: dtype.itemsize))
+    return codes[0] if codes else coarsest(filter(eqx.is_inexact_array, leaves))
+
+
+def coarsest(arrays: Iterable[Any]) -> str:
+    """The dtype with the fewest bytes."""
+    return str(min((array.dtype for array in arrays), key=lambda dtype: dtype.itemsize))
+
+
+def difference(weight: Any, base: Any) -> np.ndarray:
+    """The update in a weight, in double precision."""
+    wide = np.complex128 if np.iscomplexobj(base) else np.float64
+    return np.asarray(weight).astype(wide) - np.asarray(base).astype(wide)
 
 
 def arrays_of(model: PyTree) -> dict[str, np.ndarray]:
