@@ -239,7 +239,7 @@ class OwnLayer(eqx.Module):
 
 def test_a_plugin_may_register_adapters_for_layers_of_other_libraries(site, model, monkeypatch):
     function = functools.singledispatch(default_adapters.dispatch(object))
-    for module in ("extending", "_planning.planner"):  # nothing stays registered
+    for module in ("extending", "_planning.specs"):  # nothing stays registered
         monkeypatch.setattr(f"jno.lora.{module}.default_adapters", function)
     code = f"""
         import sys

@@ -22,7 +22,8 @@ from ._errors import SelectionError, WrapperError, errors_as
 from ._paths import path_str, show_path, stable_hash
 from ._peft_words import explain_unknown, knows_words_of_jno, knows_words_of_peft
 from ._planning.candidates import MaskLike, TargetLike, selector
-from ._planning.plan import Plan, PlanRow, warn_of_omissions
+from ._planning.messages import warn_of_omissions
+from ._planning.plan import Plan, PlannedRow, PlanRow, planned_rows
 from ._planning.planner import advised, make_plan
 from ._planning.specs import Spec, SpecLike, WrapperLike, parse_specs
 from ._registry.plugins import IN_PROCESS, first_party, how_to_block
@@ -35,6 +36,7 @@ from ._showing.progress import tracked
 M = TypeVar("M")
 # The statistics of each layer, by path and name.
 Statistics: TypeAlias = Mapping[str, Mapping[str, Any]]
+KeyData: TypeAlias = tuple[Any, Any]  # a key's data and its implementation, `None` for a raw key
 
 
 @knows_words_of_jno
@@ -144,23 +146,23 @@ def carry_out(
     if plan.problem is not None:
         advice = "`plan_lora(...)` (or `net.plan(...)`) explains every candidate."
         raise SelectionError(f"{plan.problem}\n{advice}")
-    wrapped = {row.keys: row for row in plan.wrapped}
+    wrapped = {planned.keys: planned for planned in planned_rows(plan, "wrapped")}
     warn_of_omissions(plan)
     if not wrapped:
         return model
     nodes, treedef = jtu.tree_flatten_with_path(
         model, is_leaf=lambda keys, _: keys in wrapped, is_leaf_takes_path=True
     )
-    rows = [wrapped[keys] for keys, _ in nodes if keys in wrapped]
-    layers = [node for keys, node in nodes if keys in wrapped]
-    adapters = _build_all(rows, layers, key, {} if statistics is None else statistics)
-    by_keys = {row.keys: adapter for row, adapter in zip(rows, adapters, strict=True)}
+    layers = {keys: node for keys, node in nodes if keys in wrapped}
+    rows = [wrapped[keys] for keys in layers]
+    adapters = _build_all(rows, [*layers.values()], key, statistics or {})
+    by_keys = dict(zip(layers, adapters, strict=True))
     model = jtu.tree_unflatten(treedef, [by_keys.get(keys, node) for keys, node in nodes])
     return with_shared_arrays(model, key=key) if names_shared_in(adapters) else model
 
 
 def _build_all(
-    rows: list[PlanRow], layers: list[PyTree], key: PRNGKeyArray, statistics: Statistics
+    rows: list[PlannedRow], layers: list[PyTree], key: PRNGKeyArray, statistics: Statistics
 ) -> list[LoRAWrapper]:
     show = not is_traced(key, layers[:1])
     # Calls of compiled programs are slow with typed keys, and there is one call for each layer.
@@ -169,8 +171,8 @@ def _build_all(
     data = jax.random.key_data(key) if is_typed else key
     with contextlib.closing(tracked(rows, "Adapting layers", show=show)) as shown:
         return [
-            _build(row, layer, (data, impl), _statistics_for(row, layer, statistics))
-            for row, layer in zip(shown, layers, strict=True)
+            _build(planned, layer, (data, impl), _statistics_for(planned.row, layer, statistics))
+            for planned, layer in zip(shown, layers, strict=True)
         ]
 
 
@@ -195,9 +197,11 @@ def _statistics_for(row: PlanRow, layer: PyTree, statistics: Statistics) -> dict
     return {name: collected[key] for name, key in keys.items()}
 
 
-def _build(row: PlanRow, layer: PyTree, key: tuple[Any, Any], statistics: PyTree) -> LoRAWrapper:
+def _build(planned: PlannedRow, layer: PyTree, key: KeyData, statistics: PyTree) -> LoRAWrapper:
+    row, rule = planned.row, planned.rule
     cls: Any = row.wrapper
-    settings = (row.rank, row.alpha, row.alpha_is_default, dict(row.options))
+    alpha_is_default = rule is not None and rule.alpha is None
+    settings = (row.rank, row.alpha, alpha_is_default, dict(row.options))
     number = np.uint32(stable_hash(row.path))
     hint = ""
     if row.distribution not in {None, IN_PROCESS, *first_party()}:
@@ -220,14 +224,11 @@ def _construct(
     cls: type[LoRAWrapper],
     settings: tuple[Any, ...],
     layer: PyTree,
-    key: tuple[Any, Any],
+    key: KeyData,
     number: Any,
     statistics: PyTree,
 ) -> LoRAWrapper:
-    """The adapter around `layer`, with a key that is folded from `key` and `number`.
-
-    - `key`: its data and its implementation, which is `None` for a raw key.
-    """
+    """The adapter around `layer`, with a key that is folded from `key` and `number`."""
     data, impl = key
     whole = data if impl is None else jax.random.wrap_key_data(data, impl=impl)
     rank, alpha, alpha_is_default, options = settings

@@ -19,7 +19,7 @@ from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from ._contract.calling import is_traced
 from ._contract.checks import expect_model
-from ._contract.shared import Box, Shared, array_in, authors_of, is_shared, replaced, shared_fields
+from ._contract.shared import Shared, array_in, is_shared, kept, lent, shared_fields
 from ._contract.wrapper import LoRAWrapper, is_adapter, trainable_fields
 from ._errors import SelectionError
 from ._paths import show_array, stable_hash
@@ -61,7 +61,7 @@ def resolve(model: M, *, key: PRNGKeyArray | None = None) -> M:
     def hand_over(_: LoRAWrapper, shared: Shared) -> Shared:
         if shared.value is not None and shared.name not in trained:
             return shared
-        return replaced(shared, value=None, held=Box(_array_of(shared, arrays)))
+        return lent(shared, _array_of(shared, arrays))
 
     return _on_shared(hand_over, model)
 
@@ -74,7 +74,7 @@ def filler(model: PyTree) -> Callable[[LoRAWrapper], LoRAWrapper]:
     arrays = functools.cache(lambda: shared_arrays(model))
 
     def copy(adapter: LoRAWrapper, shared: Shared) -> Shared:
-        return replaced(shared, value=_copies(adapter, _array_of(shared, arrays)), held=None)
+        return kept(shared, _copies(adapter, _array_of(shared, arrays)))
 
     return functools.partial(_on_shared, copy)
 
@@ -90,7 +90,7 @@ def with_shared_arrays(model: M, *, key: PRNGKeyArray) -> M:
     shapes: dict[str, tuple[int, ...]] = {}  # with room for every adapter's part
     for adapter, _, shared in _users(model):
         first, first_shared = first_users.setdefault(shared.name, (adapter, shared))
-        if authors_of(first, first_shared).isdisjoint(authors_of(adapter, shared)):
+        if _authors_of(first, first_shared).isdisjoint(_authors_of(adapter, shared)):
             raise SelectionError(
                 f"{type(first).__name__} of {type(first).__module__} and {type(adapter).__name__} "
                 f"of {type(adapter).__module__} share an array {shared.name!r}, but different "
@@ -107,6 +107,11 @@ def with_shared_arrays(model: M, *, key: PRNGKeyArray) -> M:
     return put_shared(model, arrays)
 
 
+def _authors_of(adapter: LoRAWrapper, shared: Shared) -> set[str]:
+    """The top-level packages that define the class of an adapter, and how its array is made."""
+    return {type(adapter).__module__.partition(".")[0], shared._package} - {"jax"}
+
+
 def put_shared(model: M, arrays: Mapping[str, Array]) -> M:
     """`model` in which every adapter has the frozen arrays that it uses from `arrays`.
 
@@ -117,7 +122,7 @@ def put_shared(model: M, arrays: Mapping[str, Array]) -> M:
     """
     arrays = {**arrays, **shared_arrays(model)}
     trained = _trained_names(model)
-    kept: set[str] = set()
+    seen: set[str] = set()  # the names of the trained arrays that an adapter keeps
 
     def put(adapter: LoRAWrapper, shared: Shared) -> Shared:
         array = _array_of(shared, lambda: arrays)
@@ -129,16 +134,16 @@ def put_shared(model: M, arrays: Mapping[str, Array]) -> M:
                 "one call, or unwrap the adapters first."
             )
         value = array if shared.name in trained else _copies(adapter, array)
-        value = None if shared.name in kept else value
-        kept.update(trained & {shared.name})
-        return replaced(shared, value=value, shape=array.shape, make=None)
+        value = None if shared.name in seen else value
+        seen.update(trained & {shared.name})
+        return kept(shared, value, shape=array.shape, make=None)
 
     return _on_shared(put, model)
 
 
 def without_shared(adapter: LoRAWrapper) -> LoRAWrapper:
     """`adapter` without its shared arrays."""
-    return _on_shared(lambda _, shared: replaced(shared, value=None, held=None), adapter)
+    return _on_shared(lambda _, shared: kept(shared, None), adapter)
 
 
 def with_shared_values(
@@ -153,7 +158,7 @@ def with_shared_values(
         if not is_shared(item):
             return flag
         trains = values.get(item.name, flag.value)
-        return replaced(item, value=None if item.value is None else trains)
+        return kept(item, None if item.value is None else trains)
 
     return jax.tree.map(bool_of, mask, adapter, is_leaf=is_shared)
 

@@ -31,6 +31,12 @@ NORMALISED: dict[type, NormStatus] = {
 }
 
 
+@functools.cache
+def norm_status(cls: type) -> NormStatus | None:
+    """The status of a layer inside of a `cls`, if that is a norm."""
+    return next((status for norm, status in NORMALISED.items() if issubclass(cls, norm)), None)
+
+
 def safely_applies(cls: type[LoRAWrapper], layer: PyTree) -> bool:
     """Whether `cls` applies to `layer`. `False` if it raises."""
     try:
@@ -263,8 +269,7 @@ def nested_with(model: PyTree, paths: Iterable[str]) -> dict[str, list[str]]:
 
 def norms_around(model: PyTree, paths: Iterable[str]) -> dict[str, str]:
     """By path, the path of the outermost norm (`NORMALISED`) around the layer there."""
-    kinds = tuple(NORMALISED)
-    norms = {path_str(keys) for keys, node in modules_in(model) if issubclass(type(node), kinds)}
+    norms = {path_str(keys) for keys, node in modules_in(model) if norm_status(type(node))}
     outermost: dict[str, str] = {}
     for path, norm in enclosing(paths, norms):
         outermost.setdefault(path, norm)

@@ -21,7 +21,7 @@ from ._contract.constructing import construct, takes
 from ._contract.matrix_adapter import Composite, Member, adds_up
 from ._contract.problems import RESERVED_WORDS, contract_problems, normalise_word
 from ._contract.statistics import mean_shape, statistic_key, statistic_keys, statistics_of
-from ._contract.wrapper import is_adapter, trainable_fields, weights_read_by
+from ._contract.wrapper import is_adapter, overrides, trainable_fields, weights_read_by
 from ._dispatch import plan_call
 from ._errors import errors_as, imported_for, warn
 from ._merge import wide_layers
@@ -55,8 +55,8 @@ __all__ += ["Printed", "show_array", "show_path", "stable_hash", "table", "track
 # Adapter classes: checks, constructors, stacks.
 __all__ += ["adds_up", "check_adapter_name", "check_key", "check_number", "check_rank"]
 __all__ += ["Composite", "construct", "contract_problems", "expect_model", "is_adapter"]
-__all__ += ["Member", "is_traced", "normalise_word", "over_stack", "refusal_of_template"]
-__all__ += ["RESERVED_WORDS", "takes", "trainable_fields", "weights_read_by"]
+__all__ += ["Member", "is_traced", "normalise_word", "over_stack", "overrides"]
+__all__ += ["RESERVED_WORDS", "refusal_of_template", "takes", "trainable_fields", "weights_read_by"]
 # Their data: statistics, coded and shared arrays, dtypes.
 __all__ += ["CodedArray", "at_least_float32", "class_of", "compute_dtype", "equations_in"]
 __all__ += ["filler", "gauss_jordan", "held_dtype", "is_coded", "jaxprs_in", "mean_shape"]

@@ -42,6 +42,7 @@ from jno.lora.extending import (
     expect_model,
     held_dtype,
     nearest,
+    overrides,
     put_around,
     refuse_coded,
     safely_applies,
@@ -114,7 +115,7 @@ class AdapterSum(SeveralAdapters):
         """The member of that name, as an adapter of the layer before adapting."""
         adapter = self._around_base(name)
         cls = type(adapter)
-        if cls.unwrap is LoRAWrapper.unwrap:
+        if not overrides(cls, LoRAWrapper, "unwrap"):
             return adapter
         # The class replaces the weight of its layer (PiSSA): the member needs a residual.
         return cls.from_state(self.base, adapter.state(), adapter.rank, adapter.alpha)

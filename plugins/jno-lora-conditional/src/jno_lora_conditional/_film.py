@@ -26,6 +26,7 @@ from jno.lora.extending import (
     adapted_layers,
     compute_dtype,
     over_stack,
+    overrides,
     with_arrays,
 )
 from jno_lora_zoo import cited, with_attributes
@@ -214,7 +215,7 @@ def _class_for(member: Member) -> type[Modulated]:
         "about": dataclasses.replace(Modulated.about, **facts),
         "__module__": __name__,
     }
-    if cls.unwrap is not LoRAWrapper.unwrap:  # its base is not the layer before adapting
+    if overrides(cls, LoRAWrapper, "unwrap"):  # its base is not the layer before adapting
         body["unwrap"] = lambda self: self.whole_adapter.unwrap()
     make: Any = _ModulatedMeta
     return make(f"Modulated{cls.__name__}", (Modulated,), body)

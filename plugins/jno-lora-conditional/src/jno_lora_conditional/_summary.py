@@ -91,9 +91,7 @@ def report_on(conditional: PyTree, trainable: PyTree) -> ConditionalReport:
         shared = tuple(name for name in trained_fields(adapter) if name not in moving)
         trained = _count((eqx.filter(adapter, mask), directions[path], film))
         layer = type(adapter.base).__name__
-        moving += tuple(
-            name for name in ("scale", "shift") if getattr(film, name, None) is not None
-        )
+        moving += tuple(x for x in ("scale", "shift") if getattr(film, x, None) is not None)
         rows.append(ConditionalRow(path, layer, type(adapter), moving, shared, trained))
     beside = _count(eqx.filter(basis, trainable.basis))
     count = sum(row.trainable for row in rows) + beside

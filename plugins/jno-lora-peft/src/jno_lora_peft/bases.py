@@ -13,7 +13,7 @@ import numpy as np
 import safetensors
 
 from jno.lora import LoRAWrapper
-from jno.lora.extending import bullets, is_traced, warn
+from jno.lora.extending import bullets, is_traced, overrides, warn
 
 from .files import TENSORS, Directory
 
@@ -36,7 +36,7 @@ def as_metadata(weights: Mapping[str, object]) -> dict[str, str]:
 
 def unchanged_weight(layer: object) -> object:
     """The weight inside an adapter; `None` where the adapter changed it at its start (PiSSA)."""
-    if not isinstance(layer, LoRAWrapper) or type(layer).unwrap is not LoRAWrapper.unwrap:
+    if not isinstance(layer, LoRAWrapper) or overrides(type(layer), LoRAWrapper, "unwrap"):
         return None
     return getattr(layer.base, "weight", None)
 

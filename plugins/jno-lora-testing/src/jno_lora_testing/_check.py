@@ -95,9 +95,8 @@ def cases_of(
         if record.status != "loaded":
             raise PluginError(f"The plugin {why_unusable(record)}") from record.error
     named = [getattr(record.plugin, "jno_lora_cases", None) for record in plugins]
-    cases = [
-        case for what in named if what and not layers for case in cases_in(what, imported(what))
-    ]
+    wanted = [] if layers else [what for what in named if what]
+    cases = [case for what in wanted for case in cases_in(what, imported(what))]
     covered = {case.wrapper for case in cases}
     classes = (wrapper.cls for record in plugins for wrapper in record.wrappers)
     # `lora` does not make composites, so the kit cannot build them.

@@ -10,6 +10,7 @@ from jno.lora.extending import (
     errors_as,
     expect_model,
     over_stack,
+    overrides,
     show_path,
     widest,
 )
@@ -33,9 +34,9 @@ def penalty(model: PyTree) -> Float[Array, ""]:
     expect_model(model, "penalty")
     penalties: list[Array] = []
     for path, adapter in adapted_layers(model):
-        if type(adapter).penalty is not LoRAWrapper.penalty:
-            where = f"the {type(adapter).__name__} at {show_path(path)!r}"
-            with errors_as(f"compute the penalty of {where}"):
+        if overrides(type(adapter), LoRAWrapper, "penalty"):
+            name = type(adapter).__name__
+            with errors_as(f"compute the penalty of the {name} at {show_path(path)!r}"):
                 penalties.append(_penalty_of(adapter))
     if not penalties:
         return jnp.asarray(0.0)  # of a weak type, so that a loss keeps its precision
@@ -47,8 +48,6 @@ def _penalty_of(adapter: LoRAWrapper) -> Array:
     ndim = type(adapter).stack_ndim(adapter.base)
     value = over_stack(lambda layer: jnp.asarray(layer.penalty()), ndim)(adapter)
     if value.ndim != ndim or not jnp.issubdtype(value.dtype, jnp.floating):
-        raise WrapperError(
-            f"`penalty()` must return one real number for a layer, but returned {value.dtype} "
-            f"{value.shape[ndim:]}"
-        )
+        came = f"{value.dtype} {value.shape[ndim:]}"
+        raise WrapperError(f"`penalty()` must return one real number for a layer, not {came}")
     return jnp.sum(at_least_float32(value))

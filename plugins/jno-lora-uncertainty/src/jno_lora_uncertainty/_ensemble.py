@@ -12,7 +12,7 @@ from jax.core import Tracer
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from jno.lora import LoRAWrapper, Net, SelectionError, Shared, resolve
-from jno.lora.extending import adapted_layers, layers_at, show_array, warn
+from jno.lora.extending import adapted_layers, layers_at, overrides, show_array, warn
 from jno_lora_conditional import Conditional, at
 
 
@@ -250,7 +250,7 @@ def _originals(member: Net | Conditional) -> dict[str, eqx.Module]:
     changed = [
         path
         for path, adapter in adapted_layers(member.module)
-        if type(adapter).unwrap is not LoRAWrapper.unwrap
+        if overrides(type(adapter), LoRAWrapper, "unwrap")
     ]
     return layers_at(copy.copy(member).unwrap().module, changed) if changed else {}
 

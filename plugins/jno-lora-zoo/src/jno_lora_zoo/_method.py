@@ -14,7 +14,7 @@ from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, PRNGKeyArray
 
 from jno.lora import LoRAWrapper, LowRankForm
-from jno.lora.extending import CodedArray, with_arrays
+from jno.lora.extending import CodedArray, overrides, with_arrays
 
 from ._arrays import Matrix, compute_dtype
 from ._layer_kind import Bias, LayerKind
@@ -118,7 +118,7 @@ class Method(LayerKind):
 
     def form_of_law(self) -> LowRankForm | None:
         """The law as a `LowRankForm`, for the matrix of `base`: the residual, if `base` has it."""
-        replaces_base = type(self).unwrap is not LoRAWrapper.unwrap
+        replaces_base = overrides(type(self), LoRAWrapper, "unwrap")
         return None if replaces_base else self.low_rank_form()
 
     def bias_law(self, b: Bias) -> Bias:

@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from jno.lora import LoRAWrapper, Shared, Term, WrapperError
-from jno.lora.extending import over_stack, run, widest, with_arrays
+from jno.lora.extending import over_stack, overrides, run, widest, with_arrays
 
 from ._arrays import in_compute_dtype
 from ._matrices_layer import MatricesLayer
@@ -42,9 +42,9 @@ def per_matrix(method: type[Method]) -> "type[MethodPerMatrix]":
         **{name: getattr(method, name) for name in _SAME_FOR_EACH_MATRIX},
     }
     # Tools ask whether a class defines these.
-    if method.penalty is not LoRAWrapper.penalty:
+    if overrides(method, LoRAWrapper, "penalty"):
         members["penalty"] = _penalty
-    if of_one_matrix.unwrap is not LoRAWrapper.unwrap:
+    if overrides(of_one_matrix, LoRAWrapper, "unwrap"):
         members["unwrap"] = _unwrap
     base = ProductPerMatrix if is_product else MethodPerMatrix
     return cast(Any, type(f"{method.__name__}PerMatrix", (base,), members))
@@ -181,7 +181,7 @@ class MethodPerMatrix(MatricesLayer):
         cls, base: eqx.Module, adapters: Mapping[str, LoRAWrapper], alpha: float | None
     ) -> dict[str, Any]:
         """The fields of a new adapter around `base`, from the adapters of its matrices."""
-        if cls.of_one_matrix.unwrap is not LoRAWrapper.unwrap:  # the start changes the matrices
+        if overrides(cls.of_one_matrix, LoRAWrapper, "unwrap"):  # the start changes the matrices
             base = cls.with_linear_layers(base, {n: a.base for n, a in adapters.items()})
         rank = max(adapter.rank for adapter in adapters.values())
         return {"base": base, "rank": rank, "alpha": alpha, **cls._dicts(adapters)}

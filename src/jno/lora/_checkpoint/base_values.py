@@ -16,7 +16,7 @@ from jaxtyping import PyTree
 
 from .._compute.precision import held_dtype
 from .._contract.coded import is_coded
-from .._contract.wrapper import LoRAWrapper, is_adapter
+from .._contract.wrapper import LoRAWrapper, is_adapter, overrides
 from .._paths import path_str
 from .._sets.set import LayerForm, arrays_of
 from .._tree import layers_at
@@ -42,7 +42,7 @@ def known_layers(
             layers[path] = node
         elif originals and path in originals:
             layers[path] = originals[path]
-        elif type(node).unwrap is LoRAWrapper.unwrap:
+        elif not overrides(type(node), LoRAWrapper, "unwrap"):
             layers[path] = node.base
     return layers
 

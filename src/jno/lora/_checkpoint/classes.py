@@ -17,23 +17,11 @@ Classes: TypeAlias = type[LoRAWrapper] | Iterable[type[LoRAWrapper]] | None
 Problems = dict[str, Exception | None]
 
 
-def classes_by_name(given: Classes) -> dict[str, type[LoRAWrapper]]:
-    listed = [given] if isinstance(given, type) else list(given or ())
-    for cls in listed:
-        check_contract(cls)
-    classes = {cls.__name__: cls for cls in listed}
-    if len(classes) < len({*listed}):
-        raise SelectionError(
-            f"Two classes of `wrappers` have the same name: {', '.join(map(repr, listed))}. Load "
-            "the adapters of each class in a separate call, with strict=False."
-        )
-    return classes
-
-
 def classes_of(
-    configuration: Configuration, given: Mapping[str, type[LoRAWrapper]], registry: Registry
+    configuration: Configuration, wrappers: Classes, registry: Registry
 ) -> tuple[dict[str, type[LoRAWrapper]], Problems]:
     """The class of each adapter by path, and a problem for each class that is not found."""
+    given = _by_name(wrappers)
     section = configuration.extension
     reader = "load_adapters" if section is None else section.reader
     paths_by_class: dict[str, list[str]] = {}
@@ -50,6 +38,19 @@ def classes_of(
             more = f" and {len(paths) - 3} more" if len(paths) > 3 else ""
             problems[f"{', '.join(map(show_path, paths[:3]))}{more}: {err}"] = err
     return classes, problems
+
+
+def _by_name(given: Classes) -> dict[str, type[LoRAWrapper]]:
+    listed = [given] if isinstance(given, type) else list(given or ())
+    for cls in listed:
+        check_contract(cls)
+    classes = {cls.__name__: cls for cls in listed}
+    if len(classes) < len({*listed}):
+        raise SelectionError(
+            f"Two classes of `wrappers` have the same name: {', '.join(map(repr, listed))}. Load "
+            "the adapters of each class in a separate call, with strict=False."
+        )
+    return classes
 
 
 def _class_of(

@@ -170,9 +170,8 @@ def errors_of(path: FilePath, action: str) -> Iterator[None]:
     except MalformedError as err:
         raise CheckpointError(f"{os.fspath(path)!r} cannot be used: {err}.") from err
     except OSError as err:
-        raise CheckpointError(
-            f"{os.fspath(path)!r} cannot be {action}: {err.strerror or err}."
-        ) from err
+        why = err.strerror or err
+        raise CheckpointError(f"{os.fspath(path)!r} cannot be {action}: {why}.") from err
 
 
 def write_file(

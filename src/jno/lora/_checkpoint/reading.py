@@ -7,6 +7,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar
 import equinox as eqx
 import jax
 import numpy as np
+from jaxtyping import PyTree
 
 from .._compute.precision import count_non_finite
 from .._contract.checks import NotAPytree, expect_model
@@ -18,7 +19,7 @@ from .._sets.set import AdapterSet, LooseAdapter, built_around, check_shared, mi
 from .._shared_arrays import put_shared, shared_arrays
 from .._tree import layers_at, nested_with, replace_layers
 from .base_values import known_layers, same_values
-from .classes import Classes, Problems, classes_by_name, classes_of
+from .classes import Classes, Problems, classes_of
 from .file import FilePath, MalformedError, errors_of, read_arrays
 from .format import EXTENSION, KEY, SHARED, Configuration, Extension
 
@@ -112,8 +113,10 @@ def read_adapters(
     **Arguments** and **Raises:** as `load_adapters`.
     """
     contents = read_for(path)
-    adapters, problems = _adapters_in(contents, wrappers, default_registry(registry))
-    _refuse(problems, path, "contains adapters that cannot be read here", "No adapter was read.")
+    classes, unknown = classes_of(contents.configuration, wrappers, default_registry(registry))
+    adapters, unsupported = contents.adapters(classes)
+    what = "contains adapters that cannot be read here"
+    _refuse({**unknown, **unsupported}, contents, what, "No adapter was read.")
     _warn_of_non_finite(contents, adapters)
     return adapters
 
@@ -144,6 +147,11 @@ class Contents(NamedTuple):
     configuration: Configuration
     tensors: dict[str, np.ndarray]
 
+    @property
+    def file(self) -> str:
+        """The path for messages."""
+        return repr(os.fspath(self.path))
+
     def arrays(self, path: str) -> dict[str, jax.Array]:
         """The arrays of an adapter (or `SHARED`, `EXTENSION`) by name.
 
@@ -152,6 +160,21 @@ class Contents(NamedTuple):
         # `jnp.array` would compile a program for each shape.
         names = self.configuration.tensors[path]
         return {n: jax.device_put(self.tensors[t], may_alias=False) for n, t in names.items()}
+
+    def adapters(self, classes: Mapping[str, type[LoRAWrapper]]) -> tuple[AdapterSet, Problems]:
+        """The adapters of these classes by path, and a problem for each array that JAX lacks."""
+        dtypes = {name: array.dtype for name, array in self.tensors.items()}
+        wide = {name for name, x in dtypes.items() if jax.dtypes.canonicalize_dtype(x) != x}
+        lines = (f"{name}: {dtypes[name]}, {_ONLY_WITH_X64}" for name in sorted(wide))
+        adapters = {
+            path: LooseAdapter(self.arrays(path), classes[path], x.rank, x.alpha, x.layer.form)
+            for path, x in self.configuration.adapters.items()
+            if path in classes and wide.isdisjoint(self.configuration.tensors[path].values())
+        }
+        return AdapterSet(adapters, self.arrays(SHARED)), dict.fromkeys(lines)
+
+
+_ONLY_WITH_X64 = "which JAX supports only with `jax.config.update('jax_enable_x64', True)`"
 
 
 def read(path: FilePath, *, values: bool = True) -> Contents:
@@ -179,12 +202,12 @@ def read_for(path: FilePath, distribution: str | None = None) -> Contents:
     section = contents.configuration.extension
     if section is None and distribution is not None:
         raise CheckpointError(
-            f"{os.fspath(path)!r} cannot be used: it has only adapters, which "
+            f"{contents.file} cannot be used: it has only adapters, which "
             "`jno.lora.load_adapters` reads."
         )
     if section is not None and section.distribution != distribution:
         raise CheckpointError(
-            f"{os.fspath(path)!r} cannot be used: it holds {section.kind}, whose adapters alone "
+            f"{contents.file} cannot be used: it holds {section.kind}, whose adapters alone "
             f"are incomplete. {section.reader} of {section.distribution} reads it. If that is not "
             f'installed and you trust this file:\n    pip install "{section.distribution}"\n'
         )
@@ -207,48 +230,61 @@ def load(
     """
     if not isinstance(strict, bool) and strict != "values":
         raise SelectionError(f"`strict` must be True, False or 'values', but is {strict!r}.")
-    file, configuration = repr(os.fspath(contents.path)), contents.configuration
-    adapters, problems = _adapters_in(contents, wrappers, registry)
-    with errors_as(f"load {file}", CheckpointError):
+    classes, unknown = classes_of(contents.configuration, wrappers, registry)
+    adapters, unsupported = contents.adapters(classes)
+    with errors_as(f"load {contents.file}", CheckpointError):
         check_shared(model, adapters)
-        layers = layers_at(model, adapters)
-        misfit_lines = misfits(model, adapters) | nested_with(model, adapters)
-    problems |= dict.fromkeys(line for lines in misfit_lines.values() for line in lines)
-    fitting = [path for path in adapters if path not in misfit_lines]
-    comparable = known_layers(model, fitting, originals)
-    has_same_values = same_values(configuration.adapters, comparable)
+        layers, misfit = _fitting(model, adapters)
+    known = known_layers(model, layers, originals)
+    has_same_values = same_values(contents.configuration.adapters, known)
+    problems = {**unknown, **unsupported, **misfit}
     if strict == "values":
-        for path in fitting:
-            if not has_same_values.get(path):
-                problem = _OTHER_VALUES if path in has_same_values else _UNKNOWN_VALUES
-                problems[f"{show_path(path)}: {problem}"] = None
-    loaded: dict[str, LoRAWrapper] = {}
-    for path in fitting:
-        try:
-            loaded[path] = built_around(comparable.get(path, layers[path]), adapters[path])
-        except Exception as err:  # a `from_state` may raise anything
-            cls = adapters[path].wrapper.__name__
-            problems[f"{show_path(path)}: could not restore the {cls}: {reason_of(err)}"] = err
+        for path in (path for path in layers if not has_same_values.get(path)):
+            problem = _OTHER_VALUES if path in has_same_values else _UNKNOWN_VALUES
+            problems[f"{show_path(path)}: {problem}"] = None
+    built, failed = _built({**layers, **known}, adapters)
+    problems |= failed
     if strict:
         advice = "The model is as it was."
-        if configuration.extension is None:  # an extension belongs to all adapters
+        if contents.configuration.extension is None:  # an extension belongs to all adapters
             advice += " With strict=False, the adapters that fit are loaded."
-        _refuse(problems, contents.path, "does not fit this model", advice)
-    with errors_as(f"load {file}", CheckpointError):  # a shared array may be too small
-        adapted = put_shared(replace_layers(model, loaded), shared_arrays(model) | adapters.shared)
-    _warn_of_non_finite(contents, loaded)
-    if differing := [show_path(path) for path in loaded if not has_same_values.get(path, True)]:
+        _refuse(problems, contents, "does not fit this model", advice)
+    with errors_as(f"load {contents.file}", CheckpointError):  # a shared array may be too small
+        adapted = put_shared(replace_layers(model, built), shared_arrays(model) | adapters.shared)
+    _warn_of_non_finite(contents, built)
+    if differing := [show_path(path) for path in built if not has_same_values.get(path, True)]:
         warn(
-            f"Adapters of {file} were loaded onto another base, where they compute something else. "
-            f"At these paths, {_OTHER_VALUES}:\n{bullets(differing)}\n"
+            f"Adapters of {contents.file} were loaded onto another base, where they compute "
+            f"something else. At these paths, {_OTHER_VALUES}:\n{bullets(differing)}\n"
             "Load them onto the model that they were trained on. strict='values' raises here."
         )
     if problems:
-        warn(
-            f"{len(loaded)} of {len(configuration.adapters)} adapters of {file} were loaded. Left "
-            f"out:\n{bullets(problems)}"
-        )
-    return adapted, [*loaded]
+        loaded = f"{len(built)} of {len(contents.configuration.adapters)} adapters"
+        warn(f"{loaded} of {contents.file} were loaded. Left out:\n{bullets(problems)}")
+    return adapted, [*built]
+
+
+def _fitting(model: PyTree, adapters: AdapterSet) -> tuple[dict[str, eqx.Module], Problems]:
+    """By path, the layers of `model` that the adapters fit, and the problems of the others."""
+    layers = layers_at(model, adapters)
+    lines_by_path = misfits(model, adapters) | nested_with(model, adapters)
+    problems = dict.fromkeys(line for lines in lines_by_path.values() for line in lines)
+    return {path: layers[path] for path in adapters if path not in lines_by_path}, problems
+
+
+def _built(
+    layers: Mapping[str, eqx.Module], adapters: AdapterSet
+) -> tuple[dict[str, LoRAWrapper], Problems]:
+    """By path, the adapters around these layers, and the problems of those that fail."""
+    built: dict[str, LoRAWrapper] = {}
+    problems: Problems = {}
+    for path, layer in layers.items():
+        try:
+            built[path] = built_around(layer, adapters[path])
+        except Exception as err:  # a `from_state` may raise anything
+            cls = adapters[path].wrapper.__name__
+            problems[f"{show_path(path)}: could not restore the {cls}: {reason_of(err)}"] = err
+    return built, problems
 
 
 _OTHER_VALUES = "the layer has other values than the layer that the adapter was made for"
@@ -258,34 +294,12 @@ _UNKNOWN_VALUES = (
 )
 
 
-def _refuse(problems: Problems, path: FilePath, what: str, advice: str) -> None:
+def _refuse(problems: Problems, contents: Contents, what: str, advice: str) -> None:
     """**Raises:** `CheckpointError` if there are problems."""
     if problems:
         cause = next(filter(None, problems.values()), None)
-        message = f"{os.fspath(path)!r} {what}:\n{bullets(problems)}\n{advice}"
+        message = f"{contents.file} {what}:\n{bullets(problems)}\n{advice}"
         raise CheckpointError(message) from cause
-
-
-def _adapters_in(
-    contents: Contents, wrappers: Classes, registry: Registry
-) -> tuple[AdapterSet, Problems]:
-    """The adapters whose classes are found and whose arrays JAX supports, and the problems."""
-    configuration = contents.configuration
-    classes, problems = classes_of(configuration, classes_by_name(wrappers), registry)
-    dtypes = {name: array.dtype for name, array in contents.tensors.items()}
-    wide = {name for name in dtypes if jax.dtypes.canonicalize_dtype(dtypes[name]) != dtypes[name]}
-    problems |= {f"{name}: {dtypes[name]}, {_ONLY_WITH_X64}": None for name in sorted(wide)}
-    adapters = {
-        path: LooseAdapter(
-            contents.arrays(path), classes[path], entry.rank, entry.alpha, entry.layer.form
-        )
-        for path, entry in configuration.adapters.items()
-        if path in classes and wide.isdisjoint(configuration.tensors[path].values())
-    }
-    return AdapterSet(adapters, contents.arrays(SHARED)), problems
-
-
-_ONLY_WITH_X64 = "which JAX supports only with `jax.config.update('jax_enable_x64', True)`"
 
 
 def _warn_of_non_finite(contents: Contents, loaded: Iterable[str]) -> None:
@@ -294,4 +308,4 @@ def _warn_of_non_finite(contents: Contents, loaded: Iterable[str]) -> None:
     counts = {t: count_non_finite(tensors[t]) for t in loaded_tensors}
     lines = [f"{t}: {n:,} of {tensors[t].size:,} numbers" for t, n in counts.items() if n]
     if lines:
-        warn(f"Arrays of {os.fspath(contents.path)!r} hold NaN or infinity:\n{bullets(lines)}")
+        warn(f"Arrays of {contents.file} hold NaN or infinity:\n{bullets(lines)}")

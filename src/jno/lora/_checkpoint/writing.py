@@ -23,18 +23,7 @@ from .._tree import adapted_layers
 from .._version import __version__
 from .base_values import hashes, known_layers, on_the_host
 from .file import DTYPES, FilePath, MalformedError, brief, serialised, write_atomically
-from .format import (
-    EXTENSION,
-    KEY,
-    SHARED,
-    Configuration,
-    Described,
-    Entry,
-    Extension,
-    Layer,
-    Part,
-    Section,
-)
+from .format import EXTENSION, KEY, SHARED, Configuration, Entry, Extension, Layer, Part, Section
 
 ProviderOf: TypeAlias = Callable[[type[LoRAWrapper]], RegisteredWrapper | None]
 
@@ -230,14 +219,14 @@ def _described(adapter: LooseAdapter | Member, provider_of: ProviderOf) -> dict[
     # A NumPy number becomes a Python number, which JSON can store.
     rank = rank and operator.index(rank)
     alpha = alpha if isinstance(alpha, int | None) else float(alpha)
-    described = Described(cls.__name__, distribution, version, cls.variant, rank, alpha)
-    if not issubclass(adapter.wrapper, Composite):
-        return vars(described)
-    parts = {
-        m.name: Part(**_described(m, provider_of), trains=m.trains) for m in adapter.wrapper.members
-    }
-    trains_weights = "weights" in adapter.wrapper.adapter_fields
-    return {**vars(described), "members": parts, "trains_weights": trains_weights}
+    described = {"wrapper": cls.__name__, "distribution": distribution, "version": version}
+    described |= {"variant": cls.variant, "rank": rank, "alpha": alpha}
+    if issubclass(composite := adapter.wrapper, Composite):
+        described["members"] = {
+            m.name: Part(**_described(m, provider_of), trains=m.trains) for m in composite.members
+        }
+        described["trains_weights"] = "weights" in composite.adapter_fields
+    return described
 
 
 def _as_json(value: object, what: str) -> Any:

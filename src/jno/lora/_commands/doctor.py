@@ -58,9 +58,7 @@ def examine(
             troubles.append(f"The hook `jno_lora_doctor` of {record.describe()}: {err!r}")
     for record in records:
         facts += _additions(record, commands)
-    facts += sorted(
-        (n, repr(value)) for n, value in os.environ.items() if n.startswith("JNO_LORA_")
-    )
+    facts += sorted((n, repr(x)) for n, x in os.environ.items() if n.startswith("JNO_LORA_"))
     troubles += _plugin_troubles(records)
     troubles += (f"Left out of the command line: {line}" for line in left_out)
     troubles += (*_distribution_troubles(), *_unmatched_names(records))

@@ -49,6 +49,8 @@ class Shared(eqx.Module):
         once.
     """
 
+    # The array is kept here, as a leaf, or lent by another adapter in a resolved model, or neither,
+    # in a model that must be resolved.
     value: Array | None
     name: str = eqx.field(static=True)
     shape: tuple[int, ...] = eqx.field(static=True)
@@ -88,16 +90,29 @@ class Shared(eqx.Module):
         return array
 
 
-def authors_of(adapter: eqx.Module, shared: Shared) -> set[str]:
-    """The top-level packages that define the class of an adapter, and how its array is made."""
-    return {type(adapter).__module__.partition(".")[0], shared._package} - {"jax"}
-
-
 def array_in(shared: Shared) -> Any:  # of a mask, a bool
     """The array, if this adapter has it, without the axes that a stack adds to it."""
     array = shared.value if shared.held is None else shared.held.array
     stack = getattr(array, "ndim", 0) - len(shared.shape)
     return call_or_trace(lambda x: x[(0,) * stack], array) if stack > 0 else array
+
+
+def kept(shared: Shared, array: Any, **changes: Any) -> Shared:
+    """`shared` in an adapter that keeps the array; with `None`, in an adapter that lacks it."""
+    return replaced(shared, value=array, held=None, **changes)
+
+
+def lent(shared: Shared, array: Array) -> Shared:
+    """`shared` in an adapter of a resolved model, whose array is no leaf."""
+    return replaced(shared, value=None, held=Box(array))
+
+
+def replaced(shared: Shared, **changes: Any) -> Shared:
+    """`shared` with other fields."""
+    copy = object.__new__(Shared)
+    for name, value in {**vars(shared), **changes}.items():
+        object.__setattr__(copy, name, value)
+    return copy
 
 
 def is_shared(node: object) -> bool:
@@ -111,11 +126,3 @@ def shared_fields(adapter: object) -> Iterator[tuple[str, Shared]]:
         for item in value.values() if type(value) is dict else (value,):
             if is_shared(item):
                 yield name, item
-
-
-def replaced(shared: Shared, **changes: Any) -> Shared:
-    """`shared` with other fields."""
-    copy = object.__new__(Shared)
-    for name, value in {**vars(shared), **changes}.items():
-        object.__setattr__(copy, name, value)
-    return copy

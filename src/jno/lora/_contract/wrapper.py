@@ -244,9 +244,8 @@ class LoRAWrapper(eqx.nn.StatefulLayer):
 
 def overrides(cls: type, base: type[LoRAWrapper], name: str) -> bool:
     """Whether an adapter class has another member of that name than a base of the contract."""
-    default = inspect.getattr_static(base, name)
-    own = inspect.getattr_static(cls, name, default)
-    # Of class methods, static methods and methods that are assigned: the function inside.
+    own, default = getattr(cls, name), getattr(base, name)
+    # Of class methods: the function inside.
     return getattr(own, "__func__", own) is not getattr(default, "__func__", default)
 
 
@@ -257,7 +256,7 @@ def trainable_fields(cls: type[LoRAWrapper]) -> tuple[str, ...]:
 
 def unwrapped_layer(adapter: LoRAWrapper) -> eqx.Module:
     """`adapter.unwrap()`, mapped over the axes of a stacked layer."""
-    if type(adapter).unwrap is LoRAWrapper.unwrap:
+    if not overrides(type(adapter), LoRAWrapper, "unwrap"):
         return adapter.base  # mapping would copy the arrays of a stack
     return over_stack(lambda layer: layer.unwrap(), type(adapter).stack_ndim(adapter.base))(adapter)
 

@@ -31,7 +31,7 @@ from .._sets.set import AdapterSet, check_fit
 from .._shared_arrays import resolve
 from .._trainability import lora_trainable_filter
 from .._tree import callable_model, holds_adapters
-from .state import NetState, Origin, origins_of
+from .state import COMPLEX, NetState, Origin, origins_of
 
 
 class Net(NotAPytree):
@@ -74,8 +74,7 @@ class Net(NotAPytree):
         self, model: PyTree, *, key: PRNGKeyArray | None = None, registry: Registry | None = None
     ):
         expect_model(model, "Net")
-        self._registry = default_registry(registry)
-        self._state = NetState.of(model)
+        self._state = NetState.of(model, default_registry(registry))
         # In a block without adapters, the state before the block.
         self._enabled: NetState | None = None
         self._key = jax.random.key(0) if key is None else key
@@ -182,7 +181,7 @@ class Net(NotAPytree):
         self._refuse("lora", with_sum=True)
         state = self._state
         call = Spec(target=target, rank=rank, alpha=alpha, wrapper=wrapper, options=options)
-        plan = plan_call(state.module, specs, call, state.mask, self._registry)
+        plan = plan_call(state.module, specs, call, state.mask, self._state.registry)
         if plan.carriers and not plan.wrapped:
             carriers = (f"{show_path(row.path)} ({row.explanation})" for row in plan.carriers)
             raise SelectionError(
@@ -218,9 +217,9 @@ class Net(NotAPytree):
         selects nothing, the plan's `problem` is the error.
         """
         call = Spec(target=target, rank=rank, alpha=alpha, wrapper=wrapper, options=options)
-        plan = plan_call(self.module, specs, call, self._state.mask, self._registry)
+        plan = plan_call(self.module, specs, call, self._state.mask, self._state.registry)
         self._become(self._state, mask=None)
-        return advised(plan, self.module, self._registry)
+        return advised(plan, self.module, self._state.registry)
 
     def freeze(self) -> "Net":
         """Freeze every leaf; with a mask, only the selected leaves.
@@ -268,18 +267,15 @@ class Net(NotAPytree):
             warn("No array of the adapters trains. net.train_adapters() trains them alone.")
         leaves = jtu.tree_leaves_with_path(trainable)
         paths = [path_str(keys) for keys, leaf in leaves if leaf.dtype.kind == "c"]
-        if paths and not state.handout.warned_of_complex:
+        handout = state.handout.give()
+        if paths and COMPLEX not in handout.silent:
+            handout = handout.silence(COMPLEX)
             warn(
                 f"These arrays train and are complex:\n{bullets(map(show_path, paths), 5)}\n"
                 "JAX's gradient by a complex array is the conjugate of the direction of ascent. In "
                 "a loop of your own, conjugate it before the optimiser gets it: "
                 "grads = jax.tree.map(jnp.conj, grads)"
             )
-        handout = dataclasses.replace(
-            state.handout,
-            given=state.handout.adapters,
-            warned_of_complex=state.handout.warned_of_complex or bool(paths),
-        )
         self._become(state, handout=handout)
         return trainable, frozen
 
@@ -332,10 +328,8 @@ class Net(NotAPytree):
             yield self
         finally:
             at_end = self._state.handout  # with the warnings that the block already gave
-            handout = dataclasses.replace(
-                before.handout, settled=at_end.settled, warned_of_complex=at_end.warned_of_complex
-            )
-            self._state, self._enabled = dataclasses.replace(before, handout=handout), enabled
+            self._state, self._enabled = before, enabled
+            self._become(before, handout=before.handout.silence(*at_end.silent))
 
     def summary(self, *, merge_error: bool = False) -> LoraReport:
         """The adapted layers, how many parameters train, and which matrices have no adapter.
@@ -344,9 +338,9 @@ class Net(NotAPytree):
 
         **Arguments:** `merge_error`: whether to measure what merging would cost each layer.
         """
-        origins, sets = self._state.origins, self._whole.sets
-        asked = {path: x.asked_rank for path, x in origins.items() if x.asked_rank is not None}
-        report = report_on(self.module, self.trainable, self._registry, asked, measure=merge_error)
+        now, sets = self._state, self._whole.sets
+        asked = {path: x.asked_rank for path, x in now.origins.items() if x.asked_rank is not None}
+        report = report_on(now.module, now.trainable, now.registry, asked, measure=merge_error)
         return dataclasses.replace(report, inactive=len(sets.stored) - len(sets.active))
 
     @property
@@ -487,7 +481,7 @@ class Net(NotAPytree):
         **Arguments** and **Raises:** as `save_adapters`. The default `registry` is the net's.
         """
         state = self._whole
-        registry, originals = registry or self._registry, state.original_layers()
+        registry, originals = registry or self._state.registry, state.original_layers()
         save(state.module, path, registry, base_values, metadata, originals=originals)
         if proof is not None:
             registry.proofs().write(self, path, proof)
@@ -500,8 +494,7 @@ class Net(NotAPytree):
             )
         if state.handout.misses_update:
             _warn_of_missing_update("saved", "and save again")
-            settled = state.handout.settle().settled
-            handout = dataclasses.replace(self._state.handout, settled=settled)
+            handout = self._state.handout.silence(state.handout.adapters)
             self._become(self._state, handout=handout)
         return self
 
@@ -528,7 +521,7 @@ class Net(NotAPytree):
         """
         self._refuse("load_adapters", with_mask=True, with_sum=True)
         state = self._state
-        loaded, replaced = state.loaded(path, wrappers, registry or self._registry, strict)
+        loaded, replaced = state.loaded(path, wrappers, registry or self._state.registry, strict)
         brought = loaded.sets_of_sum()
         if brought and (holds_adapters(state.module) or brought.keys() & state.sets.stored.keys()):
             names = ", ".join(map(repr, brought))
@@ -545,7 +538,7 @@ class Net(NotAPytree):
                 "net.add_adapter(name, jno.lora.read_adapters(path)).activate(name)"
             )
         if prove:
-            (registry or self._registry).proofs().check(loaded.module, path)
+            (registry or self._state.registry).proofs().check(loaded.module, path)
         return self._become(loaded.with_names_of_sum())
 
     @property
@@ -559,8 +552,7 @@ class Net(NotAPytree):
 
     def _check_name(self, name: str) -> None:
         check_adapter_name(name)
-        stored = self._state.sets.stored
-        if name not in stored:
+        if name not in (stored := self._state.sets.stored):
             names = ", ".join(map(repr, nearest(name, stored))) or "none"
             raise SelectionError(f"No adapters are called {name!r}. The nearest names: {names}.")
 

@@ -14,12 +14,12 @@ from .._checkpoint.classes import Classes
 from .._checkpoint.file import FilePath
 from .._checkpoint.reading import Strict, load, read_for
 from .._contract.calling import is_traced
-from .._contract.wrapper import LoRAWrapper, is_adapter
+from .._contract.wrapper import LoRAWrapper, is_adapter, overrides
 from .._errors import SelectionError, warn
 from .._merge import merge_lora, unwrap_lora
 from .._paths import bullets, nearest, path_str, show_array, show_path
 from .._planning.candidates import MaskLike, parse_mask
-from .._registry.registry import Registry, default_registry
+from .._registry.registry import Registry
 from .._sets.members import NamedSets, Trains, Weights, members_of
 from .._sets.set import AdapterSet, extract_adapters, put_around, settings_of, with_settings
 from .._trainability import (
@@ -32,6 +32,7 @@ from .._trainability import (
 from .._tree import adapted_layers, holds_adapters, map_adapters
 
 _NEVER = object()  # `partition` was not called
+COMPLEX = object()  # the arrays that train and are complex
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,10 +50,9 @@ class Origin:
 
     def untouched(self, adapter: LoRAWrapper) -> bool:
         """Whether `layer` is known, and nobody trained the base."""
-        if self.layer is None:
-            return False
         # Training replaces the arrays of the base.
-        return all(map(operator.is_, jax.tree.leaves(adapter.base), jax.tree.leaves(self.base)))
+        now, before = jax.tree.leaves(adapter.base), jax.tree.leaves(self.base)
+        return self.layer is not None and all(map(operator.is_, now, before))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,25 +61,31 @@ class Handout:
 
     - `adapters`: identifies the adapters in the model, whatever their values; `None` without any.
     - `given`: `adapters` at the last `partition`.
-    - `settled`: the adapters that need no warning of a missing update, because the update came or
-        the warning was given.
-    - `warned_of_complex`: whether the warning of complex arrays was given.
+    - `silent`: what needs no further warning: adapters whose update came, or whose warning was
+        given, and `COMPLEX` after the warning of complex arrays.
     """
 
     adapters: object = None
     given: object = _NEVER
-    settled: frozenset[object] = frozenset()
-    warned_of_complex: bool = False
+    silent: frozenset[object] = frozenset()
 
     @property
     def misses_update(self) -> bool:
         """Whether `partition` returned the adapters, and `update` was not called."""
         is_out = self.adapters is not None and self.given is self.adapters
-        return is_out and self.adapters not in self.settled
+        return is_out and self.adapters not in self.silent
 
-    def settle(self) -> "Handout":
-        """The update came, or its warning was given."""
-        return dataclasses.replace(self, settled=self.settled | {self.adapters})
+    def exchange(self, adapters: object) -> "Handout":
+        """Other adapters came into the model."""
+        return dataclasses.replace(self, adapters=adapters)
+
+    def give(self) -> "Handout":
+        """`partition` returned the adapters."""
+        return dataclasses.replace(self, given=self.adapters)
+
+    def silence(self, *subjects: object) -> "Handout":
+        """These need no further warning."""
+        return dataclasses.replace(self, silent=self.silent | {*subjects})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,6 +93,7 @@ class NetState:
     """Everything that changes in a net.
 
     - `module`, `trainable`: the model, and which of its leaves train.
+    - `registry`: where the net looks up adapters and sums of adapters.
     - `mask`: the mask for the next control.
     - `sets`: the sets of adapters with a name.
     - `origins`: by path, what is known of the past of the adapters in `module`.
@@ -95,16 +102,17 @@ class NetState:
 
     module: PyTree
     trainable: PyTree[bool]
+    registry: Registry
     mask: MaskLike | None = None
     sets: NamedSets = dataclasses.field(default_factory=NamedSets)
     origins: Mapping[str, Origin] = dataclasses.field(default_factory=dict)
     handout: Handout = dataclasses.field(default_factory=Handout)
 
     @classmethod
-    def of(cls, model: PyTree) -> "NetState":
+    def of(cls, model: PyTree, registry: Registry) -> "NetState":
         """The state of a new net."""
         handout = Handout(object() if holds_adapters(model) else None)
-        state = cls(model, partial_lora_trainable_filter(model), handout=handout)
+        state = cls(model, partial_lora_trainable_filter(model), registry, handout=handout)
         return state.with_names_of_sum()
 
     def trained_outside(self) -> list[str]:
@@ -168,7 +176,8 @@ class NetState:
                 "update the net with the arrays that the transformed function returns."
             )
         module = eqx.combine(values, frozen)
-        return dataclasses.replace(self, module=module, handout=self.handout.settle())
+        handout = self.handout.silence(self.handout.adapters)
+        return dataclasses.replace(self, module=module, handout=handout)
 
     # --- adapters come into the model
 
@@ -185,7 +194,7 @@ class NetState:
             module=module,
             trainable=carry_to_adapted(self.trainable, module, replaced),
             origins=kept | dict(origins),
-            handout=dataclasses.replace(self.handout, adapters=object()),
+            handout=self.handout.exchange(object()),
         )
 
     def loaded(
@@ -210,16 +219,14 @@ class NetState:
             put_around(self.module, stored.adapters),
         )
         state = self._activated(module, (name,), stored.trains)
-        handout = dataclasses.replace(state.handout, adapters=stored.identity)
-        return dataclasses.replace(state, handout=handout)
+        return dataclasses.replace(state, handout=state.handout.exchange(stored.identity))
 
     def with_sum(
         self, names: tuple[str, ...], weights: Weights, train: Collection[str]
     ) -> "NetState":
         """This state, with the sum of these sets in the model, which has no adapters."""
         sets = {name: self.sets.stored[name] for name in names}
-        sums = default_registry().sums()
-        module, trains = sums.activate(self.module, sets, weights, train)
+        module, trains = self.registry.sums().activate(self.module, sets, weights, train)
         return self._activated(module, names, trains)
 
     def _activated(self, module: PyTree, names: tuple[str, ...], trains: Trains) -> "NetState":
@@ -250,7 +257,7 @@ class NetState:
         """By name, the sets whose sum is in the model, with their current values."""
         adapters = extract_adapters(self.module).adapters if self.is_sum else {}
         sums = {path: x for path, x in adapters.items() if members_of(x.wrapper)}
-        return default_registry().sums().split(AdapterSet(sums)) if sums else {}
+        return self.registry.sums().split(AdapterSet(sums)) if sums else {}
 
     def with_names_of_sum(self) -> "NetState":
         """This state, with the names of the sets in a sum that came with a model or a file."""
@@ -276,7 +283,7 @@ class NetState:
         """
         active = {name: self.sets.stored[name] for name in self.sets.active}
         if self.is_sum:
-            active = default_registry().sums().deactivate(self.module, self.trainable, active)
+            active = self.registry.sums().deactivate(self.module, self.trainable, active)
         elif active:
             (name,) = active
             layers = list(adapted_layers(self.module, self.trainable))
@@ -302,7 +309,7 @@ class NetState:
             trainable=carry_to_plain(self.trainable, self.module, module),
             sets=self.sets.without(self.sets.active),
             origins={},
-            handout=dataclasses.replace(self.handout, adapters=None),
+            handout=self.handout.exchange(None),
         )
 
 
@@ -315,7 +322,7 @@ def origins_of(plain: PyTree, adapted: PyTree) -> dict[str, Origin]:
     return {
         path: Origin(layer, adapter.base)
         for path, adapter, layer in adapted_layers(adapted, plain)
-        if not is_adapter(layer) and type(adapter).unwrap is not LoRAWrapper.unwrap
+        if not is_adapter(layer) and overrides(type(adapter), LoRAWrapper, "unwrap")
     }
 
 

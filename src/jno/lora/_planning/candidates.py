@@ -2,7 +2,6 @@
 
 import collections
 import dataclasses
-import functools
 import re
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, TypeAlias
@@ -16,7 +15,7 @@ from .._contract.protocols import LinearLike
 from .._contract.wrapper import is_adapter
 from .._errors import SelectionError
 from .._paths import KeyPath, path_str, show_path
-from .._tree import NORMALISED, NormStatus, modules_in
+from .._tree import NormStatus, modules_in, norm_status
 
 TargetLike: TypeAlias = str | re.Pattern[str] | Sequence[str] | None
 MaskLike: TypeAlias = PyTree | str | re.Pattern[str]
@@ -32,55 +31,48 @@ _HEAD = re.compile(
 class Candidate:
     """A module of a model, outside of adapters: a layer, a container, or an adapter.
 
-    - `layer`: the module without its adapter.
+    - `parent`: the candidate around it.
     - `inside_norm`: for a module inside a norm that rewrites its weight, the status of its row.
-    - `beside_experts`: whether the module around it has a field for experts.
     """
 
     keys: KeyPath
     path: str
     module: eqx.Module
-    layer: PyTree
+    parent: "Candidate | None"
     inside_norm: NormStatus | None
-    beside_experts: bool
+
+    @property
+    def layer(self) -> PyTree:
+        """The module without its adapter."""
+        return self.module.base if is_adapter(self.module) else self.module
 
     @property
     def role(self) -> str | None:
         """The role in the model that the path suggests: `"output head"`, `"router"` or `None`."""
         name = self.path.rpartition("/")[2]
-        if "router" in self.path or (name == "gate" and self.beside_experts):
+        if "router" in self.path or (name == "gate" and self._is_beside_experts):
             return "router"
         return "output head" if _HEAD.search(name) else None
 
-    def is_inside(self, keys: KeyPath) -> bool:
-        """Whether it is the node at a key path, or inside of it."""
-        return self.keys[: len(keys)] == keys
+    @property
+    def _is_beside_experts(self) -> bool:
+        if self.parent is None or self.parent.keys != self.keys[:-1]:
+            return False
+        return any("expert" in field.name for field in dataclasses.fields(self.parent.module))
 
 
 def candidates_of(model: PyTree) -> list[Candidate]:
     """The modules of `model` outside of adapters, outer modules first."""
     candidates: list[Candidate] = []
-    mixtures: set[KeyPath] = set()  # modules with a field for experts
-    norm: KeyPath | None = None  # the outermost norm around the modules
-    inside_norm: NormStatus | None = None
+    parent: Candidate | None = None
     for keys, module in modules_in(model):
-        if norm is not None and keys[: len(norm)] != norm:
-            norm, inside_norm = None, None
-        if _has_experts(type(module)):
-            mixtures.add(keys)
-        layer = module.base if is_adapter(module) else module
-        beside_experts = keys[:-1] in mixtures
-        candidate = Candidate(keys, path_str(keys), module, layer, inside_norm, beside_experts)
-        candidates.append(candidate)
-        if norm is None and issubclass(type(module), tuple(NORMALISED)):
-            norm = keys
-            inside_norm = next(x for cls, x in NORMALISED.items() if isinstance(module, cls))
+        while parent is not None and keys[: len(parent.keys)] != parent.keys:
+            parent = parent.parent
+        # The outermost norm counts.
+        inside_norm = parent and (parent.inside_norm or norm_status(type(parent.module)))
+        parent = Candidate(keys, path_str(keys), module, parent, inside_norm)
+        candidates.append(parent)
     return candidates
-
-
-@functools.cache
-def _has_experts(cls: type) -> bool:
-    return any("expert" in field.name for field in dataclasses.fields(cls))
 
 
 @dataclasses.dataclass(frozen=True)

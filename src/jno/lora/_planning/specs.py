@@ -16,14 +16,26 @@ from .._contract.wrapper import LoRAWrapper
 from .._errors import SelectionError
 from .._peft_words import explain_unknown
 from .._registry.registry import Registry
+from .._tree import default_adapters
 from .candidates import Target, TargetLike, parse_target
 
 WrapperLike: TypeAlias = type[LoRAWrapper] | str | Sequence[type[LoRAWrapper] | str] | None
 
 AdapterClass: TypeAlias = type[LoRAWrapper]
-# Adapters of equal priority. An empty tier stands for the adapters that are registered for the
-# class of a layer: `default_adapters`.
-Tier: TypeAlias = tuple[AdapterClass, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Tier:
+    """Adapters of equal priority."""
+
+    classes: tuple[AdapterClass, ...] = ()
+
+    def classes_for(self, layer: PyTree) -> tuple[AdapterClass, ...]:
+        """The adapters to try on `layer`."""
+        return default_adapters(layer) if self is DEFAULTS else self.classes
+
+
+DEFAULTS = Tier()  # the adapters that are registered for the class of a layer
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -96,7 +108,7 @@ def parse_specs(
 
 def _parse(registry: Registry, model: PyTree, spec: Spec, label: str, argument: str) -> Rule:
     tiers, named = _parse_wrapper(registry, spec.wrapper)
-    if spec.rank is not None or any("rank" in takes(cls) for tier in tiers for cls in tier):
+    if spec.rank is not None or any("rank" in takes(cls) for tier in tiers for cls in tier.classes):
         advice = " Give `rank` in the call, or in the spec."
         check_rank(spec.rank, f"The rank of {label}", advice)
     alpha, options = spec.alpha, {} if spec.options is None else spec.options
@@ -133,7 +145,7 @@ def _parse_wrapper(
         if item is None or item == "auto":
             defaults = registry.defaults()
             auto = registry.auto() if item == "auto" else ()
-            tiers += [*((cls,) for cls in defaults), ()]
+            tiers += [*(Tier((cls,)) for cls in defaults), DEFAULTS]
             tiers += _by_precedence(registry, [cls for cls in auto if cls not in defaults])
         elif isinstance(item, str):
             classes = registry.resolve(item)
@@ -142,7 +154,7 @@ def _parse_wrapper(
                 named.update(classes)
         else:
             check_contract(item)
-            tiers.append((item,))
+            tiers.append(Tier((item,)))
             named.add(item)
     return tuple(tiers), frozenset(named)
 
@@ -168,4 +180,4 @@ def _by_precedence(registry: Registry, classes: Iterable[AdapterClass]) -> list[
         provider = registry.provider(cls)
         assert provider is not None
         tiers.setdefault(provider.precedence, []).append(cls)
-    return [tuple(tiers[precedence]) for precedence in sorted(tiers)]
+    return [Tier(tuple(tiers[precedence])) for precedence in sorted(tiers)]

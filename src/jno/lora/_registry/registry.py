@@ -2,6 +2,7 @@
 
 import functools
 import logging
+import operator
 import os
 import threading
 from collections.abc import Hashable, Mapping
@@ -115,9 +116,7 @@ class Names:
         """The error of an adapter that a distribution lacks, or that is not installed."""
         why = "is not installed, or this registry does not look for it (discover=False)"
         if any(record.distribution == distribution for record in self.records):
-            had = [
-                wrapper.name for wrapper in self.wrappers if wrapper.distribution == distribution
-            ]
+            had = [user.name for user in self.wrappers if user.distribution == distribution]
             why = f"has no adapter {name!r}; it has {', '.join(nearest(name, had)) or 'none'}"
         advice = f". {_ZOO_ADVICE}" if distribution == ZOO_DISTRIBUTION else ""
         wanted = f"{distribution}:{name}"
@@ -131,10 +130,7 @@ class Names:
         unusable = [record for record in self.records if record.status != "loaded"]
         lines = [
             f"No adapter or variant is called {name!r}. The nearest names are {near}.",
-            *(
-                f"The plugin {why_unusable(record)}. Its adapters are missing."
-                for record in unusable
-            ),
+            *(f"The plugin {why_unusable(x)}. Its adapters are missing." for x in unusable),
             f"The variants are {', '.join(variants) or 'none'}.",
             _ZOO_ADVICE,
             "`jno.lora.registered()` lists all plugins with their adapters. A class of your "
@@ -213,28 +209,18 @@ class Registry:
         """
         distribution, _, bare = name.rpartition(":")
         if distribution:
-            distribution = normalise(distribution)
-            names = self._load(distribution)
-            family = names.of_distribution(distribution, bare)
-        else:
-            word = normalise_word(name)
-            names = self._load(ZOO_DISTRIBUTION)
+            return (self.provided(distribution, bare).cls,)
+        word = normalise_word(name)
+        names = self._load(ZOO_DISTRIBUTION)
+        family = names.families.get(word, [])
+        is_of_zoo = bool(family) and family[0].precedence == 0
+        if not is_of_zoo or family[0].variant_word == word:  # other plugins may extend it
+            names = self._load()
             family = names.families.get(word, [])
-            is_of_zoo = bool(family) and family[0].precedence == 0
-            if not is_of_zoo or family[0].variant_word == word:  # other plugins may extend it
-                names = self._load()
-                family = names.families.get(word, [])
         if not family:
-            names.raise_if_unusable(distribution, name)
-            raise names.missing(distribution, bare) if distribution else names.unknown(name)
-        classes: dict[type[LoRAWrapper], None] = {}
-        for wrapper in family:
-            classes[wrapper.cls] = None
-        if distribution and len(classes) > 1:
-            raise PluginError(
-                f"{distribution} has {len(classes)} adapters called {bare!r}: pass the class itself"
-            )
-        return tuple(classes)
+            names.raise_if_unusable("", name)
+            raise names.unknown(name)
+        return tuple(dict.fromkeys(map(operator.attrgetter("cls"), family)))
 
     def family(self, word: str) -> list[RegisteredWrapper]:
         """The adapters that a word means, of the plugins that are loaded already."""
@@ -280,10 +266,18 @@ class Registry:
 
         Loads only the plugins of the distribution. Raises as `resolve`.
         """
-        (cls,) = self.resolve(f"{distribution or IN_PROCESS}:{name}")
-        provider = self.provider(cls)
-        assert provider is not None
-        return provider
+        wanted = f"{distribution or IN_PROCESS}:{name}"
+        distribution = normalise(distribution or IN_PROCESS)
+        names = self._load(distribution)
+        users = {user.adapter: user for user in names.of_distribution(distribution, name)}
+        if not users:
+            names.raise_if_unusable(distribution, wanted)
+            raise names.missing(distribution, name)
+        if len(users) > 1:
+            raise PluginError(
+                f"{distribution} has {len(users)} adapters called {name!r}: pass the class itself"
+            )
+        return next(iter(users.values()))
 
     def provider(self, cls: type[LoRAWrapper]) -> RegisteredWrapper | None:
         """The registered adapter of class `cls`, or of the composite that `cls` is a choice of.
@@ -296,6 +290,11 @@ class Registry:
             package = cls.__module__.partition(".")[0]
             provider = self._load(strict=False, package=package).provider(cls)
         return provider
+
+    def distribution(self, cls: type[LoRAWrapper]) -> str | None:
+        """The distribution that provides the class `cls`."""
+        provider = self.provider(cls)
+        return None if provider is None else provider.distribution
 
     def records(self, *, strict: bool | None = None) -> tuple[PluginRecord, ...]:
         """One record per plugin. Loads all of them, once.

@@ -84,9 +84,8 @@ class LoraReport(Printed[ReportRow]):
 
     def _title(self) -> str:
         layers = f"{len(self.rows)} adapted {'layer' if len(self.rows) == 1 else 'layers'}"
-        return (
-            f"{layers}, inactive sets: {self.inactive} (net.activate)" if self.inactive else layers
-        )
+        inactive = f", inactive sets: {self.inactive} (net.activate)" if self.inactive else ""
+        return layers + inactive
 
     def _caption(self) -> str:
         return f"{self.trainable:,} of {self.total:,} parameters train ({self.percentage:.2f} %)"
@@ -162,13 +161,12 @@ def report_on(
     rows: list[ReportRow] = []
     fill = filler(model)
     for path, adapter, trained, counted in adapted_layers(model, trainable, parameters):
-        provider = registry.provider(type(adapter))
         asked = asked_ranks.get(path, 0)
         row = ReportRow(
             path,
             layer=type(adapter.base).__name__,
             wrapper=type(adapter),
-            distribution=None if provider is None else provider.distribution,
+            distribution=registry.distribution(type(adapter)),
             rank=sum(m.rank or 0 for m in members_of(type(adapter))) or adapter.rank,
             alpha=adapter.alpha,
             trainable=count(adapter, trained),

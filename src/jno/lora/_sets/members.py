@@ -53,9 +53,9 @@ class NamedSets:
     def activated(self, names: Iterable[str]) -> "NamedSets":
         """With these sets, new or stored, in the model, so that no second copy is kept."""
         empty, names = AdapterSet({}), tuple(names)
-        sets = {name: self.stored.get(name, NamedSet()) for name in names}
-        sets = {name: dataclasses.replace(x, adapters=empty) for name, x in sets.items()}
-        return NamedSets({**self.stored, **sets}, names)
+        sets = ((name, self.stored.get(name, NamedSet())) for name in names)
+        active = {name: dataclasses.replace(x, adapters=empty) for name, x in sets}
+        return NamedSets({**self.stored, **active}, names)
 
     def without(self, names: Collection[str]) -> "NamedSets":
         """Without the sets of these names."""

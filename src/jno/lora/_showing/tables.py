@@ -116,9 +116,7 @@ def table(
         rows = [(path, *cells) for path, _, cells in groups]
         if any(count > 1 for _, count, _ in groups):
             columns = [columns[0], ("", "right"), *columns[1:]]
-            rows = [
-                (path, f"x {count:,}" if count > 1 else "", *cells) for path, count, cells in groups
-            ]
+            rows = [(path, f"x {n:,}" if n > 1 else "", *cells) for path, n, cells in groups]
     cells = (tuple(map(_printable, row)) for row in rows)
     return Table(_printable(title), tuple(columns), tuple(cells), _printable(caption))
 

@@ -125,9 +125,8 @@ def lora_fa(model: PyTree, damping: float = 1e-8) -> optax.GradientTransformatio
                 "net.module."
             )
         weights = _weights_of_members(model, trained)
-        return PreconditionerState(
-            {path_str(x.B.keys): _correction(x, damping, weights) for x in frozen}
-        )
+        corrections = {path_str(x.B.keys): _correction(x, damping, weights) for x in frozen}
+        return PreconditionerState(corrections)
 
     def update(updates: PyTree, state: PyTree, params: PyTree = None) -> tuple[PyTree, PyTree]:
         def correct(keys: KeyPath, g: Array) -> Array:

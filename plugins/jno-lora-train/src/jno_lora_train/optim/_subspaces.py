@@ -17,6 +17,7 @@ from jno.lora.extending import (
     bullets,
     expect_model,
     over_stack,
+    overrides,
     path_str,
     run,
     show_array,
@@ -250,7 +251,7 @@ def _stays_away(product: Product, adapter: LoRAWrapper, V: Array, U: Array) -> b
     moved = dict(zip((id(product.A.array), id(product.B.array)), outside, strict=True))
     adapter = at_least_float32(jtu.tree_map(lambda x: moved.get(id(x), x), adapter))
     if product.inner:  # one of several matrices of a layer, whose update is not available
-        return type(adapter).unwrap is LoRAWrapper.unwrap
+        return not overrides(type(adapter), LoRAWrapper, "unwrap")
     cls = MatrixAdapter.of(type(adapter))
     form = over_stack(cls.low_rank_form, cls.stack_ndim(adapter.base))(adapter)
     if form is None or not form.is_product:
