@@ -87,6 +87,58 @@ def test_the_weight_of_the_base_multiplies_the_inputs_of_all_members_in_one_prod
     assert [shapes.count(layer.weight.shape) for layer in MODEL.layers] == [1, 1]
 
 
+def convolutions(size):
+    keys = jax.random.split(jax.random.key(0), 2)
+    layers = [eqx.nn.Conv2d(3, 3, size, padding=size // 2, key=key) for key in keys]
+    return eqx.nn.Sequential([layers[0], eqx.nn.Lambda(jnp.tanh), layers[1]])
+
+
+@pytest.mark.parametrize("form", ["lora", "dora", "lokr", "film", "quantised"])
+def test_convolutions_of_members_have_no_groups_and_compute_as_they_do_alone(form):
+    with jax.enable_x64(True):
+        x = jax.random.normal(KEY, (3, 2, 3, 5, 4))
+        plain = jax.tree.map(
+            lambda leaf: leaf.astype(float) if eqx.is_array(leaf) else leaf, convolutions(3)
+        )
+
+        def make(key):
+            if form != "film":
+                model = quantize(plain, "int8", target="0") if form == "quantised" else plain
+                return net_of("lora" if form == "quantised" else form, model)(key)
+            return Conditional(net_of(model=plain)(key), Powers(0.1), film=True)
+
+        def loss(member, x):
+            model = at(member, 0.3) if form == "film" else member
+            return jnp.sum(jax.vmap(model)(x) ** 2)
+
+        ensemble = at_random(Ensemble(make, 3, key=KEY))
+        trained, frozen = ensemble.partition()
+        total = lambda trained: Ensemble.loss(loss)(eqx.combine(trained, frozen), x)  # noqa: E731
+        program = jax.make_jaxpr(jax.grad(total))(trained)
+        convolved = [
+            e.params for e in equations_in(program) if e.primitive is jax.lax.conv_general_dilated_p
+        ]
+        groups = {e["feature_group_count"] * e["batch_group_count"] for e in convolved}
+        assert convolved and groups == {1}
+
+        def alone(trained, number):
+            return loss(eqx.combine(trained, frozen).member(number), x[number])
+
+        losses = ensemble.each(loss, x)
+        gradient = jax.grad(total)(trained)
+        for number in range(3):
+            value, own = jax.value_and_grad(alone)(trained, number)
+            np.testing.assert_allclose(losses[number], value, rtol=1e-12)
+            for got, expected in zip(*map(jax.tree.leaves, (gradient, own)), strict=True):
+                np.testing.assert_allclose(got[number], expected[number], rtol=1e-9, atol=1e-12)
+
+
+def test_kernels_of_one_point_run_side_by_side():
+    ensemble = Ensemble(net_of(model=convolutions(1)), 3, key=KEY)
+    program = jax.make_jaxpr(lambda x: ensemble.each(lambda m: m(x)))(jnp.zeros((3, 4, 4)))
+    assert sum("conv_general" in e.primitive.name for e in equations_in(program)) == 2
+
+
 @pytest.mark.parametrize("wrapper", ["lora", "dora", "vera", "vera-shared", "tied-lora"])
 def test_each_member_trains_as_it_does_alone(wrapper):
     make, parts = net_of(wrapper), folds(7, 3, key=KEY)
