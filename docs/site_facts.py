@@ -7,7 +7,6 @@ list of the kit's checks, and the counts in prose.
 
 import collections
 import functools
-import inspect
 import json
 import pathlib
 import re
@@ -17,7 +16,100 @@ from collections.abc import Iterator
 from typing import Any
 
 ROOT = pathlib.Path(__file__).parents[1]
-_LEVELS = ("required", "advice")
+
+# What the user of an adapter meets if it fails a check of the kit.
+FAILURES = {
+    # works
+    "contract": "A required member is missing, or `adapter_fields` names no field: `net.lora` "
+    "raises.",
+    "applies-to-total": "`applies_to` doesn't claim its own layer, raises for an object of a "
+    "model, or claims something that is no layer.",
+    "applies-to-not-greedy": "The adapter takes layers or containers of other kinds from the "
+    "adapters that fit them.",
+    "answers": "`why_not`, `stack_ndim`, `is_stateful` or `alpha` returns a wrong value: plans "
+    "raise, or the layers of a stack share one adapter.",
+    "key-forms": "Two adapters from one key differ, the key is stored as a leaf, or every layer "
+    "starts with the same random numbers.",
+    "trainable-fields": "A field of `adapter_fields` can't train, or a static field holds an "
+    "array, which JAX can't trace.",
+    "parameter-count": "The number of trained parameters isn't the case's `parameters`.",
+    "reads-like-the-layer": "A model that reads `layer.weight` gets other values than the merged "
+    "layer's.",
+    "state-round-trip": "An adapter that is loaded from a file computes or trains something else "
+    "than the saved one.",
+    "identity-at-init": "Adding the adapter changes the model's outputs before any training.",
+    "adapter-acts": "Training has no effect on the outputs.",
+    "merge-equals-call": "The merged model computes something else than the trained one.",
+    "law": "The merged layer isn't the paper's, although call and merge may agree.",
+    "ranks": "Rank 1, rank 3, or a rank above the layer's size crashes or computes something else.",
+    "alpha": "`alpha=0` or a fractional alpha crashes, breaks the law, or has no effect.",
+    "merge-restores-form": "Merging changes the layer's class, structure, shapes or dtypes; or "
+    "`merge` of an adapter that can't be merged doesn't raise.",
+    "unwrap-restores": "`net.unwrap()` doesn't return the original layer.",
+    "special-inputs": "Call and merge differ for zeros, for large or negative inputs, or for the "
+    "indices 0 and -1.",
+    "subclass": "Around a subclass with its own `__call__`, a fresh adapter changes the outputs.",
+    "purity": "The constructor, the call or `merge` modifies its arguments, has side effects, or "
+    "isn't deterministic, so compiled programs are wrong.",
+    "gradients": "All gradients are zero, so nothing trains; or one stays zero, or isn't finite.",
+    "merge-gradients": "A loss that merges first trains differently from a loss that calls the "
+    "adapter.",
+    # solid
+    "jit": "The constructor or the call fails under `jit`, or computes something else there.",
+    "vmap": "A batch under `vmap` gets other outputs than a loop.",
+    "constructor-vmap-and-scan": "`vmap` can't build a stack of adapters, or `lax.scan` over it "
+    "computes something else.",
+    "eval-shape": "A template from `eqx.filter_eval_shape` has other shapes or another structure "
+    "than the adapter.",
+    "checkpoint": "Rematerialisation changes the gradients.",
+    "no-lapack-in-step": "The step calls an SVD, QR, inverse or solve; several of them can "
+    "deadlock on a CPU with few cores.",
+    "no-shared-buffers": "Donating the adapter to a compiled step fails.",
+    "stacked-layers": "A slice of a stacked layer is adapted or merged wrongly.",
+    "applies-to-needs-arrays": "`applies_to` raises for a layer without arrays, or claims it.",
+    "identity-in-half-precision": "On a half-precision layer, a fresh adapter changes the outputs "
+    "by more than rounding.",
+    "output-dtype": "The output has another dtype than the layer's, which promotes or breaks the "
+    "layers behind it.",
+    "trained-in-half-precision": "On a half-precision layer, the trained adapter or the merged "
+    "layer is off by more than rounding.",
+    "adapter-dtype": "The trained arrays are in half precision, where small updates vanish.",
+    "double-precision": "With x64, some part computes in float32; or a symmetry that the layer "
+    "has in float64 is lost.",
+    "partition-specs": "`partition_specs` names something that is no field, or an axis that the "
+    "array or the mesh lacks.",
+    "sharding": "On a mesh, arrays are on other devices than the layer, outputs differ, or the "
+    "merged layer loses its sharding. (Needs several devices.)",
+    "state-size": "A file holds more than a hundred times as many frozen numbers as the layer.",
+    "subclass-merge": "Around a subclass with its own `__call__`, call and merge differ: it "
+    "scales a merged weight, but not an added update.",
+    # complete
+    "input-derivatives": "Derivatives by the input, up to third order, differ from the merged "
+    "layer's: losses on an equation are wrong.",
+    "input-jet": "`jax.experimental.jet` computes other Taylor terms than for the merged layer.",
+    "jet-rules": "`jax.experimental.jet` lacks a rule for an operation and raises.",
+    "residual-gradients": "A loss on the Laplacian has other gradients than through `merge()`.",
+    "symmetries": "The trained adapter or the merged layer breaks a symmetry of the layer.",
+    "matrix": "`matrix` isn't what the update is added to: `to_lora` is wrong.",
+    "low-rank-form": "`low_rank_form` isn't the change that `merge` makes: `to_lora`, `save_peft` "
+    "and banks are wrong.",
+    "low-rank-scale": "`low_rank_scale` isn't the scale of the update: `combine`, "
+    "`scale_adapters` and `save_peft` are wrong.",
+    "factor-sides": "Optimisers that treat `A` and `B` differently pair the wrong arrays.",
+    "rank-gate": "A direction that is switched off still acts, or switching it recompiles.",
+    "penalty": "The penalty isn't one finite number, moves frozen arrays, or moves nothing.",
+    "poor-statistics": "A layer that saw only zeros, or one vector, starts with NaN or changes "
+    "the outputs.",
+    "calibration": "`collect_statistics` collects wrong shapes, or values that depend on the "
+    "batching.",
+    "shared-arrays": "Layers that should share an array don't, its gradient isn't the sum over "
+    "them, or their merged layers differ.",
+    "quantized-base": "On quantised weights, the adapter computes something else than on the "
+    "dequantised ones.",
+    "bank": "In a bank, the adapter gives other outputs than alone.",
+    "conditional": "As a function of a parameter, the adapter's calls, merges, derivatives or "
+    "files are wrong.",
+}
 
 
 def on_config(config: Any) -> Any:
@@ -53,26 +145,24 @@ def sentences() -> str:
 
 
 def checks() -> str:
-    """The tiers of the kit's checks, and a section for each check."""
+    """A table for each tier of the kit's checks."""
     from jno_lora_testing import TIERS
 
-    rows = "\n".join(f"| *{tier}* | {', '.join(names)} |" for tier, names in TIERS.items())
-    tiers = f"| tier | its checks |\n|---|---|\n{rows}\n"
-    sections = "\n".join(f"## {level.capitalize()}\n\n{checks_of(level)}" for level in _LEVELS)
-    return f"\n{tiers}\n{sections}\n"
+    return "\n" + "\n".join(f"### {tier.capitalize()}\n\n{checks_of(tier)}" for tier in TIERS)
 
 
-def checks_of(level: str) -> str:
-    """A section for each check of one level: its id, what it means, and what to do."""
-    from jno_lora_testing import ADVICE, CHECKS
+def checks_of(tier: str) -> str:
+    """The checks of a tier: the id of each, what its failure means, and the remedy of the kit."""
+    from jno_lora_testing import ADVICE, CHECKS, TIERS
     from jno_lora_testing._conformance import REMEDIES
 
-    names = [name for name in CHECKS if (name in ADVICE) == (level == "advice")]
-    return "\n".join(
-        f"### {name}\n\n{inspect.cleandoc(CHECKS[name].__doc__ or '')}\n\n"
-        f"*What to do:* {REMEDIES[name]}\n"
-        for name in names
-    )
+    assert CHECKS.keys() == FAILURES.keys(), CHECKS.keys() ^ FAILURES.keys()
+    rows = ["| check | if it fails | what to do |", "|---|---|---|"]
+    for name in TIERS[tier]:
+        shown = f"`{name}` *(advice)*" if name in ADVICE else f"`{name}`"
+        remedy = REMEDIES[name]
+        rows.append(f"| {shown} | {FAILURES[name]} | {remedy[0].upper()}{remedy[1:]} |")
+    return "\n".join(rows) + "\n"
 
 
 def counts() -> dict[str, int]:

@@ -35,7 +35,7 @@ def check_contract(case: WrapperCase) -> None:
     require(not problems, f"{case.wrapper.__name__} breaks the contract:\n{bullets(problems)}")
 
 
-@required("test the type first (`isinstance(leaf, ...)`), and answer `False` to the rest.")
+@required("test the type first (`isinstance(leaf, ...)`), and return `False` for everything else.")
 def check_applies_to_total(case: WrapperCase) -> None:
     """`applies_to` returns `True` for its layer, and `False` (no exception) for anything else."""
     base = case.make_base()
@@ -110,7 +110,7 @@ def check_applies_to_not_greedy(case: WrapperCase) -> None:
         )
 
 
-@required("answer every object of a model, and never raise.")
+@required("return a value for every object of a model, and never raise.")
 def check_answers(case: WrapperCase) -> None:
     """`why_not`, `stack_ndim`, `is_stateful` and `alpha` return what the contract requires."""
     base, adapter = case.make_base(), case.make()
@@ -237,7 +237,7 @@ def check_trainable_fields(case: WrapperCase) -> None:
         )
 
 
-@required("correct the formula, or the shapes, or `adapter_fields`.")
+@required("correct the formula, the shapes or `adapter_fields`.")
 def check_parameter_count(case: WrapperCase) -> None:
     """The number of trained parameters is the documented one."""
     skip_unless(case.parameters is not None, "the case has no `parameters`")
@@ -258,7 +258,7 @@ def check_no_shared_buffers(case: WrapperCase) -> None:
     )
 
 
-@required("do not override `__getattr__`; leave out attributes that the base has.")
+@required("don't override `__getattr__`, and define no attribute that the base has.")
 def check_reads_like_the_layer(case: WrapperCase) -> None:
     """The adapted layer has the attributes of the layer, with the update applied to them."""
     base, adapter = case.make_base(), case.make_trained()
@@ -280,8 +280,8 @@ def check_reads_like_the_layer(case: WrapperCase) -> None:
 
 
 @required(
-    "let `state()` hold every array outside `base` that matters, and let `from_state` restore all "
-    "of them on the base as it was before adapting (a method that changes it must do so again)."
+    "return every array outside `base` that matters from `state()`, and restore all of them in "
+    "`from_state`. It gets the base from before adapting: a method that changes it does so again."
 )
 def check_state_round_trip(case: WrapperCase) -> None:
     """The adapter is the same after it is saved to a file and loaded onto the original base."""
@@ -329,7 +329,7 @@ def _saved_and_loaded(case: WrapperCase, adapter: PyTree) -> PyTree:
 _TIMES_THE_LAYER = 100
 
 
-@advice("make large frozen arrays again in `from_state`, from a seed or from the layer.")
+@advice("recompute large frozen arrays in `from_state`, from a seed or from the layer.")
 def check_state_size(case: WrapperCase) -> None:
     """`state()` has at most a hundred times as many frozen numbers as the layer has numbers."""
     trained = case.make_trained()

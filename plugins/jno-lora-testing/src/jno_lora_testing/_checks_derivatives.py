@@ -34,8 +34,8 @@ DERIVATIVES: dict[str, Callable[[Callable[..., Array]], Callable[..., Array]]] =
 
 
 @required(
-    "let the input reach the output by JAX operations that can be differentiated again and again: "
-    "no `stop_gradient` on it, no rule that is right to the first order only."
+    "use only operations on the input that JAX can differentiate repeatedly: no `stop_gradient`, "
+    "and no custom rule that is only correct to first order."
 )
 def check_input_derivatives(case: WrapperCase) -> None:
     """Derivatives with respect to the input equal the merged layer's, up to the third order."""
@@ -57,9 +57,8 @@ def check_input_derivatives(case: WrapperCase) -> None:
 
 
 @required(
-    "keep operations on the input out of functions with `jax.custom_jvp` or `jax.custom_vjp`: "
-    "`jet` ignores their rules, and cannot look into them. Compute the value outside, and let such "
-    "a function return its argument."
+    "keep operations on the input out of functions with `jax.custom_jvp` or `jax.custom_vjp`, "
+    "whose rules `jet` ignores: compute the value outside, and return it from the function."
 )
 def check_input_jet(case: WrapperCase) -> None:
     """Taylor terms (`jax.experimental.jet`) along the input equal the merged layer's."""
@@ -73,8 +72,8 @@ def check_input_jet(case: WrapperCase) -> None:
 
 
 @advice(
-    "the gap is in JAX, and only users of Taylor mode meet it. If they matter to you, compute the "
-    "same by other operations: `jnp.where` instead of `jnp.clip` and `.at[...].set`."
+    "this is a gap in JAX that only affects Taylor mode. To support it, use other operations: "
+    "`jnp.where` instead of `jnp.clip` and `.at[...].set`."
 )
 def check_jet_rules(case: WrapperCase) -> None:
     """JAX's Taylor mode (`jax.experimental.jet`) supports every operation of the call."""
@@ -83,8 +82,8 @@ def check_jet_rules(case: WrapperCase) -> None:
 
 
 @required(
-    "a rule, or a `stop_gradient`, must not take the trainable arrays as constants in the "
-    "derivatives of the input."
+    "don't treat trainable arrays as constants in derivatives by the input, by a custom rule or a "
+    "`stop_gradient`."
 )
 def check_residual_gradients(case: WrapperCase) -> None:
     """The gradients of a loss of the Laplacian equal the gradients through `merge()`."""

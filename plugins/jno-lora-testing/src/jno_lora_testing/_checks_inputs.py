@@ -25,7 +25,7 @@ _HALF_ROUNDINGS = 6
 _LARGE = 100
 
 
-@required("mind divisions by norms, clipping, and indices that count from the end.")
+@required("check divisions by norms, clipping, and indices that count from the end.")
 def check_special_inputs(case: WrapperCase) -> None:
     """Zeros, large and negative inputs, and indices 0 and -1 give the merged layer's outputs."""
     trained = case.make_trained()
@@ -72,7 +72,7 @@ def _is_index(leaf: PyTree) -> bool:
     return eqx.is_array(leaf) and jnp.issubdtype(leaf.dtype, jnp.signedinteger)
 
 
-@required("scale by `alpha` alone where the paper does; refuse `alpha = 0` only if it divides.")
+@required("scale by `alpha` where the paper does; reject `alpha = 0` only if you divide by it.")
 def check_alpha(case: WrapperCase) -> None:
     """With alpha 0 and a fractional alpha, the adapter starts, merges and follows its law.
 
@@ -193,7 +193,7 @@ def _doubling(layer: PyTree) -> PyTree:
     return copy
 
 
-@required("return new values, and let no argument, field or global object change.")
+@required("return new values; modify no argument, field or global object.")
 def check_purity(case: WrapperCase) -> None:
     """The constructor, the call and `merge` have no side effects, and repeat their results."""
     base: PyTree = jax.tree.map(lambda leaf: leaf, case.make_base())

@@ -29,7 +29,7 @@ _PathAndArray: TypeAlias = tuple[jtu.KeyPath, Array]
 
 
 @required(
-    "give the `(out, in)` matrix `W` of one plain layer that the update is added to, as a "
+    "return the `(out, in)` matrix of one plain layer that the update is added to, in a "
     "classmethod; or leave `matrix` out."
 )
 def check_matrix(case: WrapperCase) -> None:
@@ -103,9 +103,9 @@ def _as_rows(read: Callable[..., Array], base: PyTree, *arrays: PyTree) -> np.nd
 
 
 @required(
-    "give `LowRankForm(A, B, gain, shift)`: factors `(k, in)` and `(out, k)` with the scale and "
-    "every gate in one of them, a factor for each output, and what is added to the bias; or "
-    "`None`, if the adapter does anything else."
+    "return `LowRankForm(A, B, gain, shift)`: factors `(k, in)` and `(out, k)` that include the "
+    "scale and every gate, a factor per output, and a change of the bias; or `None` if the adapter "
+    "does anything else."
 )
 def check_low_rank_form(case: WrapperCase) -> None:
     """`low_rank_form` is the change that `merge` makes to the matrix and the bias."""
@@ -129,8 +129,8 @@ def check_low_rank_form(case: WrapperCase) -> None:
 
 
 @required(
-    "give the factor `s` of the update `s B A`, as a classmethod of the rank in use and alpha; or "
-    "`None`, if the adapter does anything else."
+    "return the factor `s` of the update `s B A`, in a classmethod of the rank in use and alpha; "
+    "or `None` if the adapter does anything else."
 )
 def check_low_rank_scale(case: WrapperCase) -> None:
     """`low_rank_scale` times `lora_B lora_A` of `state()` is the change of the merged matrix."""
@@ -203,7 +203,7 @@ def _require_change(case: WrapperCase, trained: PyTree, form: LowRankForm, membe
     require_close(gain[:, None] * (before + B @ A), after, _TOLERANCE, problem)
 
 
-@required("name the fields so that the first input belongs to the first output; or give `{}`.")
+@required("name the fields so that the first input belongs to the first output; or use `{}`.")
 def check_factor_sides(case: WrapperCase) -> None:
     """The factors that `factor_sides` names form a product, `(..., r, in)` and `(..., out, r)`.
 
@@ -246,8 +246,8 @@ def _pairs(adapter: LoRAWrapper) -> list[tuple[_PathAndArray, _PathAndArray]]:
 
 
 @required(
-    "let `rank_gate` name the field with a factor for each direction, and `rank_axes` the axis of "
-    "the directions in one layer's array of each other field."
+    "name in `rank_gate` the field with a factor per direction, and in `rank_axes` the axis of the "
+    "directions in one layer's array of each other field."
 )
 def check_rank_gate(case: WrapperCase) -> None:
     """Only directions with an open gate have an effect, and all gates share one program."""

@@ -20,9 +20,8 @@ _SEEDS = (71, 72, 73)
 
 
 @required(
-    "let the trained arrays act in a way that commutes with the symmetry. If the method breaks the "
-    "symmetry by its law, declare this: give the case `breaks`, with the name of the symmetry, and "
-    "say so in the method's documentation."
+    "make the update commute with the symmetry. If the law of the method breaks it, list the "
+    "symmetry in the case's `breaks`, and document it."
 )
 def check_symmetries(case: WrapperCase) -> None:
     """The trained adapter and its merged layer keep the symmetries that the case lists."""

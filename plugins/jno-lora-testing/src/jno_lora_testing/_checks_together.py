@@ -47,7 +47,7 @@ def _refused(err: JnoLoraError) -> NotApplicableError:
     return NotApplicableError(f"{REFUSED}: {' '.join(f'{err}'.split())}")
 
 
-@required("read the weight as `CodedArray` allows, such as `self.base.weight @ x`.")
+@required("read the weight only as `CodedArray` allows, such as `self.base.weight @ x`.")
 def check_quantized_base(case: WrapperCase) -> None:
     """On a quantised layer, the adapter computes what it computes on the dequantised layer."""
     quantized, base = _imported("jno-lora-quantized"), _plain(case)
@@ -61,7 +61,7 @@ def check_quantized_base(case: WrapperCase) -> None:
     require_close(output(case, adapter), output(case, plain), _TOLERANCE, problem)
 
 
-@advice("give `low_rank_form` what `__call__` computes.")
+@advice("return from `low_rank_form` what `__call__` computes.")
 def check_bank(case: WrapperCase) -> None:
     """In a bank, each of two adapters gives the output that it gives alone."""
     bank, base = _imported("jno-lora-bank"), _plain(case)
@@ -81,7 +81,7 @@ def check_bank(case: WrapperCase) -> None:
         require_close(output(case, in_slot), output(case, adapter), _TOLERANCE, problem)
 
 
-@advice("see `jno_lora_conditional.testing.check_conditional`, which checks this.")
+@advice("see `jno_lora_conditional.testing.check_conditional`, which runs here.")
 def check_conditional(case: WrapperCase) -> None:
     """The adapter's arrays can be functions of a parameter: calls, merges, derivatives, files."""
     conditional, base = _imported("jno-lora-conditional"), _plain(case)

@@ -32,7 +32,7 @@ _TOLERANCE = 2e-5
 
 
 @required(
-    "use every array of `adapter_fields` in `__call__`, without `stop_gradient`; mind divisions "
+    "use every array of `adapter_fields` in `__call__`, without `stop_gradient`; check divisions "
     "and roots at zero."
 )
 def check_gradients(case: WrapperCase) -> None:
@@ -51,7 +51,7 @@ def check_gradients(case: WrapperCase) -> None:
             require(is_moving, f"{where} is zero everywhere.")
 
 
-@required("take the same values as constants in both (DoRA's norm), and use only JAX operations.")
+@required("stop gradients at the same values in both (DoRA's norm), and use only JAX operations.")
 def check_merge_gradients(case: WrapperCase) -> None:
     """Merging inside the loss gives the same gradients as calling the adapter."""
     skip_unless(case.mergeable, NOT_MERGEABLE)
@@ -109,7 +109,7 @@ def check_constructor_vmap_and_scan(case: WrapperCase) -> None:
 
 
 @advice(
-    "define `stack_ndim(leaf)`: how many axes come before one layer's own. Or answer `False` to "
+    "define `stack_ndim(leaf)`, the number of axes before one layer's own; or return `False` for "
     "stacked layers in `applies_to`."
 )
 def check_stacked_layers(case: WrapperCase) -> None:
@@ -133,7 +133,7 @@ def check_stacked_layers(case: WrapperCase) -> None:
         )
 
 
-@required("make no leaf or static field depend on array values.")
+@required("derive leaves' shapes and static fields from shapes, not from array values.")
 def check_eval_shape(case: WrapperCase) -> None:
     """`eqx.filter_eval_shape` of the constructor gives the shapes of a real adapter."""
     base, key = case.make_base(), jax.random.key(3)
@@ -165,7 +165,7 @@ def check_checkpoint(case: WrapperCase) -> None:
     )
 
 
-@required("decompose in `__init__` only; in a step use matrix products or an elimination in JAX.")
+@required("decompose in `__init__` only; in a step, use matrix products or an elimination in JAX.")
 def check_no_lapack_in_step(case: WrapperCase) -> None:
     """The compiled forward and gradient call no LAPACK routine."""
     step: Any = eqx.filter_jit(gradients.__wrapped__)
@@ -198,7 +198,7 @@ def check_partition_specs(case: WrapperCase) -> None:
         )
 
 
-@advice("let shapes, not devices, decide the computation.")
+@advice("make the computation depend on shapes, not on devices.")
 def check_sharding(case: WrapperCase) -> None:
     """A layer sharded over devices is adapted, run and merged on its mesh.
 

@@ -28,8 +28,8 @@ _HALVES = (jnp.bfloat16, jnp.float16)
 
 
 @required(
-    "initialise so that the update is zero (one factor zero), or take the update that the factors "
-    "make out of the base."
+    "start with an update of zero (one factor is zero), or subtract the initial update from the "
+    "base."
 )
 def check_identity_at_init(case: WrapperCase) -> None:
     """A fresh adapter does not change the layer's output."""
@@ -73,7 +73,7 @@ def check_adapter_acts(case: WrapperCase) -> None:
     require(error > 1e-4, "After every trainable array moved, the output is still the layer's.")
 
 
-@required("let both follow one law; mind the scale, the bias, groups, strides and padding.")
+@required("compute both by one law; check the scale, the bias, groups, strides and padding.")
 def check_merge_equals_call(case: WrapperCase) -> None:
     """The merged layer has the same outputs as the adapter, for several inputs."""
     skip_unless(case.mergeable, NOT_MERGEABLE)
@@ -113,8 +113,8 @@ def require_law(case: WrapperCase, trained: PyTree, plain: PyTree, setting: str 
 
 
 @required(
-    "clamp a rank that is too large, or refuse it: `raise ValueError(...)` in `__init__`, with a "
-    "message that says which ranks are possible."
+    "clamp a rank that is too large, or raise a `ValueError` in `__init__` that tells which ranks "
+    "are possible."
 )
 def check_ranks(case: WrapperCase) -> None:
     """Ranks 1 and 3, and a rank larger than the layer, start and merge correctly."""
@@ -164,7 +164,7 @@ def check_merge_restores_form(case: WrapperCase) -> None:
         require(is_layer, f"`merge()` gives a {type(plain).__name__}.")
 
 
-@required("leave `base` as it came, or define `unwrap` to undo the changes of `__init__`.")
+@required("store `base` unchanged, or define `unwrap` to undo the changes of `__init__`.")
 def check_unwrap_restores(case: WrapperCase) -> None:
     """`unwrap()` returns the original layer up to rounding, even after training."""
     base: PyTree = case.make_base()
