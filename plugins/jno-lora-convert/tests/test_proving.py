@@ -50,14 +50,54 @@ def test_a_merge_is_there_once(case):
         assert proof.verdict == "fault" and proof.cause.startswith(cause)
         assert "acts" not in str(proof) and "jax" in str(proof)
     lost = {**load_file(once), "layers.1.weight": load_file(base)["layers.1.weight"]}
-    assert "layers.1" in Proof.from_weights(lost, once, bases=load_file(base)).cause
-    lost.pop("layers.1.weight")
     assert Proof.from_weights(lost, once).cause == "missing, at layers.1.weight"
+    assert "layers.1" in Proof.from_weights(lost, once, bases=load_file(base)).cause
+    more = {n: x + 0.25 * (x - load_file(base)[n]) for n, x in load_file(once).items()}
+    assert Proof.from_weights(more, once).cause == "another update"
+    cast = {n: x.astype(jnp.bfloat16) for n, x in load_file(once).items()}
+    assert Proof.from_weights(cast, once, bases=load_file(base)).verdict == "acts"
+    lost.pop("layers.1.weight")
+    for bases in (None, load_file(base)):
+        assert "missing, at layers.1" in Proof.from_weights(lost, once, bases=bases).cause
+    with pytest.raises(CheckpointError, match="the weights have none of them"):
+        Proof.from_weights({"other": X}, once)
     with pytest.warns(match="another base"), pytest.raises(CheckpointError, match="already merged"):
         merge(folder / "twice.safetensors", base=once)
     assert not (folder / "twice.safetensors").exists()
     proof = prove(net, folder / "adapter", call=stack)
     assert proof.verdict == "acts" and not any(row.finding for row in proof.rows)
+
+
+def test_a_base_with_other_names_is_merged(case):
+    _, _, folder, merge = case
+    weights = load_file(folder / "base.safetensors")
+    save_file({f"model.{n}": x for n, x in weights.items()}, folder / "named.safetensors")
+    merge(folder / "m.safetensors", base=folder / "named.safetensors", rename={"^": "model."})
+    assert Proof.from_weights(load_file(folder / "m.safetensors"), folder / "m.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "options"),
+    [
+        ("c_attn", (6, 18), {"transposed": "c_attn"}),
+        ("c_proj", (6, 6), {"transposed": "c_proj"}),
+        ("embed_tokens", (9, 6), {"tied": True}),
+        ("conv", (4, 3, 2, 2), {}),
+    ],
+)
+def test_an_extracted_lora_of_any_layer_is_merged_with_its_proof(name, shape, options, tmp_path):
+    old = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    flat = np.linspace(-1, 1, old.size, dtype=np.float32).reshape(len(old), -1)
+    change = np.outer(flat[:, 0], flat[0]).reshape(shape)
+    for file, weight in (("base", old), ("tuned", old + change)):
+        save_file({f"{name}.weight": weight}, tmp_path / f"{file}.safetensors")
+    base, made = tmp_path / "base.safetensors", tmp_path / "adapter"
+    extract_peft(base, tmp_path / "tuned.safetensors", made, rank=1, **options)
+    out = tmp_path / "out.safetensors"
+    given = {"tied": options["tied"]} if "tied" in options else {}
+    convert_lora(made, out, to="merged", base=base, verify=True, **given)
+    assert np.allclose(load_file(out)[f"{name}.weight"], old + change, atol=1e-4)
+    assert Proof.from_weights(load_file(out), out).verdict == "acts"
 
 
 def test_a_scale_that_was_retyped_is_not_merged(case):
@@ -66,7 +106,7 @@ def test_a_scale_that_was_retyped_is_not_merged(case):
     config.write_text(json.dumps(json.loads(config.read_text()) | {"lora_alpha": 1}))
     with pytest.raises(CheckpointError, match=r"scale wrong by 0\.5"):
         merge(folder / "out.safetensors", base=folder / "base.safetensors")
-    assert not (folder / "out.safetensors").exists()
+    assert not [*folder.glob("*out.safetensors*")] and not [*folder.glob(".*")]
 
 
 def test_weights_in_a_folder_have_their_proof_beside_them(case):

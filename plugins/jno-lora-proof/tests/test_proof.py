@@ -199,6 +199,15 @@ def test_structured_inputs_keywords_and_dropout(tmp_path):
     assert prove(net, path, call=whole.call).verdict == "acts"
 
 
+def test_keywords_alone_are_inputs(saved, tmp_path):
+    net, _ = saved("lora")
+    path = tmp_path / "keywords.safetensors"
+    with pytest.warns(match="3 other arrays train too"):
+        net.save_adapters(path, proof=Inputs((), {"tokens": TOKENS}))
+    assert prove(net, path).error < 1e-6
+    assert prove(net, path, call=lambda model, tokens: -model(tokens)).verdict == "fault"
+
+
 def test_inputs_that_must_not_be_published_are_drawn(tmp_path, saved):
     net, _ = saved("lora")
     path = tmp_path / "drawn.safetensors"

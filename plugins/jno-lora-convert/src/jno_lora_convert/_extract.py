@@ -127,7 +127,7 @@ def extract_peft(
     report = UpdateReport(tuple(rows), tuple(left)).warn_of_loss()
     bases = {module: np.array(old[f"{module}.weight"]) for module in ranks if module in modules}
     write(directory, settings, tensors, as_metadata(bases))
-    write_entries(directory, entries, str(next(iter(bases.values())).dtype))
+    write_entries(directory, entries, str(old[f"{next(iter(ranks))}.weight"].dtype))
     return report
 
 

@@ -80,18 +80,13 @@ class Merge:
 
         **Raises:** `CheckpointError` if they are not the source's base with its updates, once.
         """
-        after, bases = flat(open_state(written).tree), self.bases()
+        after = flat(open_state(written).tree)
         if has_proof(source):
-            merged = {
-                f"{update.module.name}/weight": np.asarray(after[name])[update.place]
-                for name, updates in self.updates.items()
-                for update in updates
-            }
-            before = {f"{name}/weight": base for name, base in bases.items()}
+            merged, before = (self._by_title(state) for state in (after, self.weights))
             Proof.from_weights(merged, source, bases=before).raise_for_fault()
         if written.is_file() or weight_files(written):
             entries = {name: sign_update(after[name], self.weights[name]) for name in self.updates}
-            write_entries(written, entries, str(next(iter(bases.values())).dtype))
+            write_entries(written, entries, str(self.weights[next(iter(entries))].dtype))
 
     def largest_difference(self, out: Path) -> float:
         """The largest difference of the written weights to the sums in float64.
@@ -123,6 +118,17 @@ class Merge:
         if not np.isfinite(weight).all():
             raise PeftFormatError(f"{name} has NaN or infinity in {weight.dtype} when merged.")
         return weight
+
+    def _by_title(self, state: Mapping[str, Array]) -> dict[str, np.ndarray]:
+        """The weights with updates, by the names of the source's proof."""
+        found = [
+            (update.module, update.in_torch(np.asarray(state[name])))
+            for name, updates in self.updates.items()
+            for update in updates
+        ]
+        # A head that is tied to a table has an entry, and no weight.
+        tables = {f"{HEAD}/weight": array for module, array in found if module.is_embedding}
+        return tables | {f"{module.title}/weight": array for module, array in found}
 
     def _write_file(self, path: Path, names: Iterable[str]) -> None:
         if not path.exists():

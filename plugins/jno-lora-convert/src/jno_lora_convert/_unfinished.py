@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from jno.lora import PeftFormatError
+from jno.lora import CheckpointError, PeftFormatError
 
 # The file that tells of which call a folder has the results.
 _RECORD = "jno-lora-convert.txt"
@@ -17,7 +17,7 @@ def unfinished(out: Path, sources: Iterable[Path], arguments: object) -> Iterato
     """The place of a result, which becomes `out` at the end of the block.
 
     After a kill, the place has what the block had written, unless a file of the sources or an
-    argument has changed since. After an error of a format, nothing is kept.
+    argument has changed since. After an error of a format or a proof, nothing is kept.
     """
     folder = out.with_name(f".{out.name}.partial")
     record, text = folder / _RECORD, repr((_facts(sources), arguments))
@@ -27,7 +27,7 @@ def unfinished(out: Path, sources: Iterable[Path], arguments: object) -> Iterato
         record.write_text(text)
     try:
         yield folder / out.name
-    except (PeftFormatError, ImportError):
+    except (PeftFormatError, CheckpointError, ImportError):
         shutil.rmtree(folder)
         raise
     os.replace(folder / out.name, out)

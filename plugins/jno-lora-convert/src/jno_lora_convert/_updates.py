@@ -22,7 +22,8 @@ from ._pairs import Pair
 class Module:
     """A module that a LoRA adapts.
 
-    - `name`: in PEFT; `index`: of the module in the weight, which may hold several.
+    - `name`: in PEFT; `title`: before `rename`.
+    - `index`: of the module in the weight, which may hold several.
     - `is_embedding`: whether its weight is a table.
     - `is_transposed`: whether Torch's weight is `(in, out)`, unless its shape says otherwise;
         `None` for layers that are not linear.
@@ -30,6 +31,7 @@ class Module:
     """
 
     name: str
+    title: str
     index: Index
     is_embedding: bool
     is_transposed: bool | None
@@ -61,6 +63,11 @@ class Update:
     def place(self) -> tuple[int | slice, ...]:
         """Where the module is in its weight."""
         return slice_of(self.law.weight, self.module.index)
+
+    def in_torch(self, weight: np.ndarray) -> np.ndarray:
+        """The module's part of the weight, with Torch's axes for a linear layer."""
+        is_flipped = self.law.weight == "io" and not self.module.is_embedding
+        return weight[self.place].T if is_flipped else weight[self.place]
 
     def added_to(self, weight: np.ndarray, dtype: DTypeLike) -> np.ndarray:
         """The sum of the module's part of the weight and the update."""

@@ -34,11 +34,11 @@ def update_finding(name: str, record: Record, updates: Updates) -> str:
         return MISSING
     method, update, base = updates[name]
     found, was = signature(update), entry.update
-    if was.any() and not found.any():
-        return ZERO
     # A multiplicative update moves with its base, and a merged weight was rounded.
     slack = np.linalg.norm(signature(base) - entry.base) * (1 if _is_near(base, entry) else 0)
     slack += 2 * float(jnp.finfo(base.dtype).eps) * entry.base[0]
+    if not found.any() and np.linalg.norm(was) > slack:
+        return ZERO
     if np.linalg.norm(found - was) <= SAME * np.linalg.norm(was) + slack:
         return ""
     if not was.any():
@@ -58,6 +58,16 @@ def update_finding(name: str, record: Record, updates: Updates) -> str:
     if np.allclose(found[[0, 3, 4]], was[[0, 3, 4]], rtol=SAME):
         return COLUMNS
     return OTHER
+
+
+def merged_finding(entry: Entry, weight: Signature, scheme: str) -> str:
+    """What happened to an update in a weight that should have it; empty if it is there once."""
+    moved, was = (weight - entry.base)[ENTRIES], entry.update[ENTRIES]
+    is_float = scheme.startswith(("float", "bfloat"))
+    slack = (2 * float(jnp.finfo(scheme).eps) if is_float else rounding(scheme)) * entry.base[0]
+    if np.linalg.norm(moved - was) <= SAME * np.linalg.norm(was) + slack:
+        return ""
+    return MISSING if np.linalg.norm(moved) <= slack else OTHER
 
 
 def base_finding(name: str, record: Record, base: np.ndarray, scheme: str) -> str:

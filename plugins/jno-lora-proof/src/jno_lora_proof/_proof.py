@@ -22,6 +22,7 @@ from ._findings import (
     SAME,
     Updates,
     base_finding,
+    merged_finding,
     rounding,
     times_merged,
     update_finding,
@@ -145,12 +146,18 @@ class Proof(Printed[Row]):
             folder of PEFT. Others are ignored.
         - `bases`: the same arrays before merging, if there are any. They tell more causes apart.
 
-        **Raises:** `CheckpointError` if there is no proof, or it is damaged.
+        **Raises:** `CheckpointError` if there is no proof, it is damaged, or no name fits.
         """
         record = _record_of(path)
         updates = {} if bases is None else _Differences(record, weights, bases)
-        arrays = {name: weights[name] for name in record.entries if name in weights}
-        scheme = coarsest(arrays.values()) if arrays else record.scheme
+        names = [name for name in (*record.entries, *record.trained) if name in weights]
+        if not names:
+            raise CheckpointError(
+                f"The proof of {os.fspath(path)!r} has names such as {next(iter(record.entries))}, "
+                "and the weights have none of them."
+            )
+        arrays = {name: np.asarray(weights[name]) for name in names}
+        scheme = coarsest(arrays.values())
         compared = _compared(record, updates, arrays, scheme)
         return _judged(record, path, *compared, None, None, scheme)
 
@@ -184,7 +191,7 @@ def prove(
     arrays = _by_the_files_names(arrays, record, names or {})
     rows, cause = _compared(record, updates, arrays, scheme)
     adapted = plain = None
-    if run and record.inputs.args:
+    if run and record.was_called:
         inputs = dataclasses.replace(record.inputs, call=call)
         adapted = sketches(inputs, module)
         plain = sketches(inputs, disabled(module)) if updates else None
@@ -232,7 +239,7 @@ def read_inputs(path: FilePath) -> tuple[tuple[PyTree, ...], dict[str, PyTree]]:
 
 def _with_inputs(path: FilePath) -> Record:
     record = _record_of(path)
-    if not record.inputs.args:
+    if not record.was_called:
         raise CheckpointError(
             f"The proof of {os.fspath(path)!r} was made of updates alone, and has no inputs. Use "
             "prove(model, path) or Proof.from_weights(weights, path)."
@@ -249,11 +256,13 @@ class _Differences(Mapping[str, tuple[str, np.ndarray, np.ndarray]]):
         self._weights, self._bases, self._entries = weights, bases, record.entries
 
     def __getitem__(self, name: str) -> tuple[str, np.ndarray, np.ndarray]:
-        base, method = np.asarray(self._bases[name]), self._entries[name].method
-        return method, difference(self._weights[name], base), base
+        weight, base = np.asarray(self._weights[name]), np.asarray(self._bases[name])
+        update = difference(weight, base)
+        dtype = min(weight.dtype, base.dtype, key=lambda dtype: dtype.itemsize)
+        return self._entries[name].method, update, base.astype(dtype)
 
     def __iter__(self) -> Iterator[str]:
-        return (name for name in self._entries if name in self._bases)
+        return (x for x in self._entries if x in self._bases and x in self._weights)
 
     def __len__(self) -> int:
         return sum(1 for _ in self)
@@ -300,13 +309,15 @@ def _compared(
         finding = update_finding(name, record, updates) if updates else ""
         if times > (0 if updates else 1):
             finding = MERGED if entry.update.any() else ""
-        elif times and not updates and name not in bases:
+        elif not updates:
             finding = MISSING
-        elif times == 0 and not updates:
-            finding = INACTIVE if entry.update.any() else ""
+            if name in bases:
+                finding = merged_finding(entry, signature(bases[name]), scheme)
         elif times == 0 and name in bases:
             finding = base_finding(name, record, bases[name], scheme) or finding
         rows.append(Row(name, entry.method, float(entry.update[0]), finding))
+    if not updates and all(row.finding == MISSING for row in rows if row.size):
+        rows = [dataclasses.replace(row, finding=INACTIVE if row.size else "") for row in rows]
     for path, was in record.trained.items():
         found = signature(arrays[path]) if path in arrays else np.zeros(9)
         is_same = np.linalg.norm(found - was) <= rounding(scheme) * np.linalg.norm(was)
@@ -339,7 +350,7 @@ def _judged(
     def proof(verdict: Verdict, cause: str | None, error: float | None) -> Proof:
         return Proof(rows, verdict, cause, error, expected, file, record.versions)
 
-    if record.inputs.args and size <= 1e-6 * _norm(record.plain):
+    if record.was_called and size <= 1e-6 * _norm(record.plain):
         return proof("fault", _UNTRAINED, None)
     if adapted is None:
         return proof("fault" if cause else "acts", cause, None)

@@ -84,6 +84,11 @@ class Record:
         none = np.zeros((0, WIDTH))
         return cls(Inputs(()), none, none, entries, {}, scheme)
 
+    @property
+    def was_called(self) -> bool:
+        """Whether there are outputs."""
+        return len(self.adapted) > 0
+
     def renamed(self, names: Mapping[str, str]) -> "Record":
         """The record with other names of layers: `names` has the new name of each path."""
 
@@ -172,6 +177,8 @@ def read_record(path: str | os.PathLike[str]) -> Record | None:
     if os.path.isdir(path):
         file = Path(path, FILE)
         content = file.read_bytes() if file.exists() else None
+    elif Path(path).suffix == ".h5":  # of Keras, which has none
+        return None
     else:
         with safetensors.safe_open(path, framework="numpy") as opened:
             text = (opened.metadata() or {}).get(KEY)
