@@ -97,7 +97,7 @@ def lora_classes(registry: Registry) -> list[type[MatrixAdapter]]:
     named = [w.cls for w in registered if f"{w.adapter.variant}-".startswith("lora-")]
     trained = [cls for cls in named if {"lora_A", "lora_B"} <= {*cls.adapter_fields}]
     unique = dict.fromkeys((*registry.resolve("lora"), *trained))
-    classes = map(MatrixAdapter.of, unique)
+    classes = [*map(MatrixAdapter.of, unique)]
     of_one = [cls for cls in classes if cls.low_rank_scale(1, 1.0) is not None]
     return of_one + [cls for cls in classes if has_several_matrices(cls)]
 
