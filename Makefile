@@ -19,7 +19,7 @@ MUTATION ?=
 DEVICE ?= cpu
 # All of JAX's sides have one version of it, which must be one that jNO takes.
 BENCH_JAX := $(if $(filter gpu,$(DEVICE)),jax[cuda12],jax)>=0.10.1,<0.11
-BENCH_PLUGINS := $(foreach plugin,combine conditional foundax train zoo,plugins/jno-lora-$(plugin))
+BENCH_PLUGINS := $(foreach plugin,combine conditional foundax train uncertainty zoo,plugins/jno-lora-$(plugin))
 BENCH_SIDES := $(foreach side,ours jno peft,.bench/$(side)/.ready-$(DEVICE))
 
 .PHONY: demo test test-more test-all test-costs test-models test-frameworks test-peft test-stacks test-jno test-matrix coverage mutation update bench bench-levanter bench-physicsnemo lint typecheck docs dist pictures clean

@@ -48,7 +48,7 @@ FULL = side(kind="train", adapter="all")
 
 def parameter_cases() -> list[Case]:
     """All cases of this module."""
-    return [*conditional_steps(), *film_steps(), *slopes(), *gauss_newton()]
+    return [*conditional_steps(), *film_steps(), *ensemble_steps(), *slopes(), *gauss_newton()]
 
 
 def adapted(model: str, method: str, values: str) -> Case:
@@ -101,6 +101,35 @@ def conditional(model: str, method: str, values: str, targets: list[Any]) -> Cas
         "measures": ("step", "forward"),
         "targets": targets,
     }
+
+
+def ensemble_steps() -> Iterator[Case]:
+    """A training step of five adapters of one base, over a step of one, and over plain JAX."""
+    image = {"kind": "conv", "image": (32, 32), "layers": 3}
+    models = [
+        ("MLP", MODELS["MLP"] | {"batch": 64}, 2.0),
+        *(
+            (f"convolutions, {c} channels", {"model": image | {"channels": c}, "rank": c // 8}, 2.5)
+            for c in (8, 16, 64)
+        ),
+    ]
+    for label, settings, most in models:
+        yield {
+            "batch": 8,
+            **settings,
+            "name": f"ensemble/{label}",
+            "label": label,
+            "group": "ensemble",
+            "kind": "ensemble",
+            "members": 5,
+            "sides": {
+                "ours": side(form="ensemble"),
+                "one": side(form="one"),
+                "floor": side(form="by_hand"),
+            },
+            "measures": ("step", "forward"),
+            "targets": [("step", "one", most), ("step", "floor", 1.1)],
+        }
 
 
 def slopes() -> Iterator[Case]:

@@ -14,6 +14,7 @@ SIDES = {
     "small": "ours, 2,000 layers",
     "plain": "plain adapter",
     "without": "without film",
+    "one": "one adapter",
     "copies": "copies",
     "no derivative": "no derivative",
     "difference": "finite difference",
@@ -144,6 +145,19 @@ GROUPS = {
                 *(("step", "copies"), ("forward", "copies"), ("temp", "copies")),
                 *(("forward temp", "plain"), ("temp", "full"), ("flops", "plain")),
                 ("step", "without"),
+            ),
+        ),
+    ),
+    "ensemble": Group(
+        "Ensembles",
+        "A step of an [ensemble](../uncertainty.md) of five LoRAs, each with the whole batch, over "
+        "a step of one. The floor is the same step of five in plain JAX. MLP: as above, batch 64. "
+        "Convolutions: three of 3 x 3 on 32 x 32 images with ReLU, batch 8, an eighth of the "
+        "channels as rank.",
+        (
+            (
+                *(("step", "one"), ("step", "floor"), ("forward", "one"), ("forward", "floor")),
+                *(("temp", "one"), ("temp", "floor")),
             ),
         ),
     ),
