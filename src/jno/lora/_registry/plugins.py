@@ -54,7 +54,6 @@ class LazyAdapter:
         """The class, always the same object."""
         if self.made is None:
             cls = self._make()
-            check_contract(cls)
             with _LOCK:
                 self.made = self.made or cls
         assert self.made is not None
@@ -86,7 +85,10 @@ class RegisteredWrapper:
     @property
     def cls(self) -> type[LoRAWrapper]:
         """The class. **Raises:** `WrapperError` if it is created late and breaks the contract."""
-        return self.adapter if isinstance(self.adapter, type) else self.adapter.cls
+        if isinstance(self.adapter, type):
+            return self.adapter  # which was checked when its plugin was loaded
+        check_contract(self.adapter.cls)
+        return self.adapter.cls
 
     @property
     def name(self) -> str:
