@@ -9,18 +9,16 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, PyTree, Shaped
 
 from jno.lora import SelectionError, Table
-from jno.lora.extending import Printed, compute_dtype, path_str, table, warn
+from jno.lora.extending import Printed, compute_dtype, is_traced, path_str, table, warn
 from jno_lora_conditional import Conditional
 
 from ._ensemble import Ensemble, check_calibrated
-from ._folds import Folds
+from ._folds import Folds, checked_count, held_out_mask, holds, mean_of_held_out, warn_of_few
 from ._scales import Scales, calibrated_arrays, gaussian_quantile
 
-_FEW = 8  # held-out examples: fewer do not determine two scales
 _FIFTHS = 5  # parts of unseen examples, for the scores
 # What helps if the members fit what they saw, by the kind of folds.
 _BY_EXAMPLE = (
@@ -114,7 +112,6 @@ def calibrate(
     if source is not None:
         x, y, mask = _with_source(ensemble, x, y, mask, source)
         z = x[0]
-    n = mask.shape[1]
     outputs = jax.tree.map(wide, outputs_of(ensemble, x))
     expected, given = jax.tree.structure(outputs), jax.tree.structure(y)
     if expected != given:
@@ -123,63 +120,89 @@ def calibrate(
             "target for each array of the output, or another output: Ensemble(..., call=...)"
         )
     distance = None if z is None else _distances(ensemble, jnp.asarray(z))
-    at_source = jnp.zeros(n, bool) if distance is None else distance == 0
-    # At the source, all members are the pretrained model.
-    away, mask = mask & ~at_source[None], mask | at_source[None]
-    usable, unseen = jnp.any(away, axis=0), jnp.all(away, axis=0)
-    has_folds = jnp.sum(jnp.any(away, axis=1)) > 1  # one fold leaves none to fit the scales to
-    in_folds = ~unseen & has_folds
-    part_of = jnp.where(in_folds, jnp.argmax(mask, axis=0), jnp.arange(n) % _FIFTHS)
-    new = outputs if new_x is None else jax.tree.map(wide, outputs_of(ensemble, new_x))
-    remedy = _BY_VALUE if z is not None and _are_by_value(z, away) else _BY_EXAMPLE
+    examples = _Examples(mask, None if distance is None else distance == 0)
+    new = None if new_x is None else jax.tree.map(wide, outputs_of(ensemble, new_x))
+    leaves = jax.tree_util.tree_leaves_with_path(outputs)
+    new_leaves = [None] * len(leaves) if new is None else jax.tree.leaves(new)
+    remedy = _BY_VALUE if z is not None and _are_by_value(z, examples.left_out) else _BY_EXAMPLE
     scales: list[Scales] = []
     doubts: list[str] = []
-
-    def add(keys: tuple[object, ...], output: Array, target: ArrayLike, new: Array) -> None:
-        if output.shape[1:] != np.shape(target):
-            raise SelectionError(
-                f"`y` must have the shape {output.shape[1:]} of the outputs for all examples, but "
-                f"has {np.shape(target)}"
-            )
+    for (keys, output), target, at_new in zip(leaves, jax.tree.leaves(y), new_leaves, strict=True):
         path = path_str(keys)
-        errors = jnp.asarray(target).astype(output.dtype)[None] - output
-        finite = jnp.all(jnp.isfinite(errors.reshape(*mask.shape, -1)), axis=(0, 2))
-        wrong = (usable | at_source) & ~finite
-        if not isinstance(wrong, Tracer) and jnp.any(wrong):
-            raise SelectionError(
-                f"{jnp.sum(wrong)} of {n} examples have NaN or infinity in {_named(path)}, in `y` "
-                "or in the outputs. Leave these examples out."
-            )
-        # An example that every member has seen has no residual.
-        used = (usable | at_source).reshape(-1, *[1] * (errors.ndim - 2))
-        residual = jnp.where(used, mean_of_held_out(errors, mask), 0)
-        has_nan = new_x is not None and ~jnp.all(jnp.isfinite(new))
-        if not isinstance(has_nan, Tracer) and has_nan:
-            raise SelectionError(
-                f"The outputs at `new_x` have NaN or infinity in {_named(path)}. Leave the inputs "
-                "out that cause them."
-            )
-        if not isinstance(wrong, Tracer):
-            doubts.extend(_doubts(_named(path), errors, away, new_x is None, remedy))
-        weights = usable.astype(output.dtype), unseen.astype(output.dtype)
-        of_source = None if distance is None else at_source.astype(output.dtype)
-        variance = jnp.where(used, jnp.var(output, axis=0), 0)
-        new_variance = None if new_x is None else jnp.var(new, axis=0)
-        arrays = calibrated_arrays(variance, residual, *weights, part_of, new_variance, of_source)
-        scales.append(Scales(path, *arrays))
-
-    jax.tree_util.tree_map_with_path(add, outputs, y, new)
+        errors = _errors_of(_named(path), output, target, examples)
+        scales.append(_scales_of(path, output, errors, at_new, examples))
+        doubts += _doubts(_named(path), errors, examples.left_out, new is None, remedy)
     for doubt in doubts:
         warn(doubt)
-    examples, of_source, nearest = checked_count(away), jnp.sum(at_source), None
-    if not isinstance(of_source, Tracer) and 0 < of_source < _FEW:
-        warn(
-            f"The width at the source is fitted to {of_source} examples. Below {_FEW}, expect "
-            "intervals that are too narrow or too wide there."
-        )
+    count, nearest = checked_count(examples.left_out), None
     if distance is not None:
-        nearest = jnp.asarray(z)[jnp.argmin(jnp.where(usable | at_source, distance, jnp.inf))]
-    return Calibrated(ensemble, tuple(scales), examples, jnp.sum(unseen), nearest)
+        warn_of_few("The width at the source is fitted to {} examples", jnp.sum(distance == 0))
+        nearest = jnp.asarray(z)[jnp.argmin(jnp.where(examples.measured, distance, jnp.inf))]
+    return Calibrated(ensemble, tuple(scales), count, jnp.sum(examples.unseen), nearest)
+
+
+class _Examples:
+    """The examples, by what they tell.
+
+    - `held_out`: whether an example tells of the errors of a member.
+    - `left_out`: the same, without the source, where all members are the pretrained model.
+    - `usable`, `unseen`: whether any, and whether each member left an example out.
+    - `measured`: whether any error is known.
+    - `at_source`: `None` for an ensemble without a source.
+    """
+
+    def __init__(self, mask: Bool[Array, "k n"], at_source: Bool[Array, " n"] | None):
+        there = jnp.zeros(mask.shape[1], bool) if at_source is None else at_source
+        self.held_out, self.left_out = mask | there[None], mask & ~there[None]
+        self.at_source, self.measured = at_source, jnp.any(self.held_out, axis=0)
+        self.usable, self.unseen = jnp.any(self.left_out, axis=0), jnp.all(self.left_out, axis=0)
+
+    def parts(self) -> Int[Array, " n"]:
+        """The number of the part with which each example is scored: its fold, or a fifth."""
+        # One fold leaves none to fit the scales to.
+        has_folds = jnp.sum(jnp.any(self.left_out, axis=1)) > 1
+        fifths = jnp.arange(len(self.unseen)) % _FIFTHS
+        return jnp.where(~self.unseen & has_folds, jnp.argmax(self.held_out, axis=0), fifths)
+
+
+def _errors_of(path: str, output: Array, target: ArrayLike, examples: _Examples) -> Array:
+    """The error of each member at each example.
+
+    **Raises:** `SelectionError` for another shape, or if a measured error is not finite.
+    """
+    if output.shape[1:] != np.shape(target):
+        raise SelectionError(
+            f"`y` must have the shape {output.shape[1:]} of the outputs for all examples, but "
+            f"has {np.shape(target)}"
+        )
+    errors = jnp.asarray(target).astype(output.dtype)[None] - output
+    finite = jnp.all(jnp.isfinite(errors.reshape(*output.shape[:2], -1)), axis=(0, 2))
+    wrong = examples.measured & ~finite
+    if holds(jnp.any(wrong)):
+        raise SelectionError(
+            f"{jnp.sum(wrong)} of {len(wrong)} examples have NaN or infinity in {path}, in `y` "
+            "or in the outputs. Leave these examples out."
+        )
+    return errors
+
+
+def _scales_of(
+    path: str, output: Array, errors: Array, new: Array | None, examples: _Examples
+) -> Scales:
+    """The scales of one array of the output. **Raises:** `SelectionError` if `new` has NaN."""
+    if new is not None and holds(~jnp.all(jnp.isfinite(new))):
+        raise SelectionError(
+            f"The outputs at `new_x` have NaN or infinity in {_named(path)}. Leave the inputs "
+            "out that cause them."
+        )
+    # An example that every member has seen has no residual.
+    measured = examples.measured.reshape(-1, *[1] * (errors.ndim - 2))
+    variance = jnp.where(measured, jnp.var(output, axis=0), 0)
+    residual = jnp.where(measured, mean_of_held_out(errors, examples.held_out), 0)
+    masks = examples.usable, examples.unseen, examples.parts()
+    new_variance = None if new is None else jnp.var(new, axis=0)
+    arrays = calibrated_arrays(variance, residual, *masks, new_variance, examples.at_source)
+    return Scales(path, *arrays)
 
 
 def _value_of(ensemble: Ensemble, x: PyTree) -> PyTree:
@@ -237,6 +260,8 @@ def _doubts(
     path: str, errors: Array, mask: Bool[Array, "k n"], is_sized_by_folds: bool, remedy: str
 ) -> Iterator[str]:
     """Why the spread may say nothing: members that agree, or fit the examples that they saw."""
+    if is_traced(errors, mask):
+        return
     errors = errors.reshape(*mask.shape, -1)
     seeing = ~mask & jnp.any(mask, axis=0)[None]
     held_out, seen = (_rms(errors, where=of[..., None]) for of in (mask, seeing))
@@ -256,7 +281,7 @@ def _doubts(
 
 def _are_by_value(z: PyTree, mask: Bool[Array, "k n"]) -> bool:
     """Whether each member left out all examples of a value, or none."""
-    if isinstance(z, Tracer) or isinstance(mask, Tracer):
+    if is_traced(z, mask):
         return False
     z = np.asarray(z).reshape(mask.shape[1], -1)
     distinct = len(np.unique(z, axis=0))
@@ -289,7 +314,7 @@ def predict(calibrated: Calibrated, x: PyTree) -> Prediction:
         values = jnp.asarray(z), calibrated.nearest
         distance, nearest = (_distances(ensemble, value[None])[0] for value in values)
         is_unknown = distance < (1 - 1e-3) * nearest  # rounding is no distance
-        if not isinstance(is_unknown, Tracer) and is_unknown:
+        if holds(is_unknown):
             warn(
                 f"The value {np.asarray(z)!s} lies nearer to the source than any value of the "
                 f"calibration: the source is {ensemble.shared.basis.source}, and the nearest value "
@@ -318,10 +343,9 @@ def interval(
     **Raises:** `SelectionError` if a conformal interval of this level needs more such examples.
     """
     mean, std = predict(calibrated, x)
-    half = gaussian_quantile(level)
-    quantiles = [
-        _conformal_quantile(calibrated, s, level) if conformal else half for s in calibrated.scales
-    ]
+    quantiles: list[float] | list[Array] = [gaussian_quantile(level)] * len(calibrated.scales)
+    if conformal:
+        quantiles = [_conformal_quantile(calibrated, s, level) for s in calibrated.scales]
     widths = jax.tree.unflatten(jax.tree.structure(std), quantiles)
     widths = jax.tree.map(jnp.multiply, std, widths)
     return Interval(jax.tree.map(jnp.subtract, mean, widths), jax.tree.map(jnp.add, mean, widths))
@@ -330,7 +354,7 @@ def interval(
 def _conformal_quantile(calibrated: Calibrated, scales: Scales, level: float) -> Array:
     """The quantile of a conformal interval, which counts one more example as worse than all."""
     examples, needed = calibrated.unseen, math.ceil(level / (1 - level) - 1e-6)
-    if not isinstance(examples, Tracer) and int(examples) < needed:
+    if holds(examples < needed):
         raise SelectionError(
             f"A conformal interval of level {level} needs at least {needed} examples that no "
             f"member has seen, but the ensemble was calibrated on {examples}. Calibrate it on new "
@@ -366,12 +390,16 @@ class CalibrationReport(Printed[Scales]):
         for row in self.rows:
             numbers = (row.spread, row.constant, row.coverage, row.crps, row.constant_crps)
             cells.append([_named(row.path), *(f"{float(number):.3g}" for number in numbers)])
-        caption = (
-            f"variance = a² spread² + b², {self.members} members, {self.examples} held-out examples"
-        )
+        counts = f"{self.members} members, {self.examples} held-out examples"
+        caption = f"variance = a² spread² + b², {counts}"
         if self.nearest is not None:
             caption += f", nearest to the source: {self.nearest!s}"
         return table("Calibration", columns, cells, caption)
+
+
+def _named(path: str) -> str:
+    """The path of an array of the output."""
+    return path or "the output"
 
 
 @eqx.filter_jit
@@ -379,49 +407,6 @@ def outputs_of(ensemble: Ensemble, x: PyTree) -> PyTree:
     """The outputs of all members for all examples: axes of members and examples in front."""
     x = jax.tree.map(jnp.asarray, x)
     return ensemble.each(lambda member: jax.vmap(lambda x: ensemble.call(member, x))(x))
-
-
-def held_out_mask(held_out: Any, members: int, n: int) -> Bool[Array, "k n"]:
-    """Whether each member left out each example. **Raises:** `SelectionError` for another shape."""
-    if held_out is None:
-        return jnp.ones((members, n), bool)
-    mask = jnp.asarray(held_out.held_out if isinstance(held_out, Folds) else held_out)
-    if mask.shape != (members, n) or mask.dtype != bool:
-        raise SelectionError(
-            f"`held_out` must say for each of {members} members and {n} examples whether the "
-            f"member left it out, but has the shape {mask.shape} and the dtype {mask.dtype}. Give "
-            "the folds that the members were trained with."
-        )
-    return mask
-
-
-def mean_of_held_out(output: Array, mask: Bool[Array, "k n"]) -> Array:
-    """The mean output for each example over the members that left it out."""
-    weights = mask.astype(output.dtype)
-    weights = weights / jnp.maximum(jnp.sum(weights, axis=0, keepdims=True), 1)
-    return jnp.sum(weights.reshape(*mask.shape, *[1] * (output.ndim - 2)) * output, axis=0)
-
-
-def checked_count(mask: Bool[Array, "k n"]) -> Int[Array, ""]:
-    """The number of held-out examples. Warns below eight. **Raises:** `SelectionError` for none."""
-    examples = jnp.sum(jnp.any(mask, axis=0))
-    if not isinstance(examples, Tracer) and examples < _FEW:
-        if examples == 0:
-            raise SelectionError(
-                "Every member has seen every example that is not at the source, so that nothing "
-                "says how large the errors are. Train with folds(n, members, key=key), and give "
-                "these folds."
-            )
-        warn(
-            f"The error bars are calibrated on {examples} held-out examples. Below {_FEW}, expect "
-            "intervals that are too narrow or too wide."
-        )
-    return examples
-
-
-def _named(path: str) -> str:
-    """The path of an array of the output."""
-    return path or "the output"
 
 
 def wide(output: Array) -> Array:

@@ -5,15 +5,14 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, PyTree
 
 from jno.lora import SelectionError
 from jno.lora.extending import warn
 
-from ._calibrated import checked_count, held_out_mask, outputs_of, wide
+from ._calibrated import outputs_of, wide
 from ._ensemble import Ensemble, check_calibrated
-from ._folds import Folds
+from ._folds import Folds, checked_count, held_out_mask, holds
 
 
 class CalibratedClasses(eqx.Module):
@@ -54,16 +53,15 @@ def calibrate_classes(
     mask = held_out_mask(held_out, ensemble.members, logits.shape[1])
     checked_count(mask)
     last = logits.shape[-1] - 1
-    has_other, has_nan = jnp.any((labels < 0) | (labels > last)), jnp.any(jnp.isnan(logits))
-    if not isinstance(has_other, Tracer) and has_other:
+    if holds(jnp.any((labels < 0) | (labels > last))):
         raise SelectionError(
             f"`labels` must lie from 0 to {last}, but lie from {labels.min()} to {labels.max()}. "
             "Leave examples without a label out."
         )
-    if not isinstance(has_nan, Tracer) and has_nan:
+    if holds(jnp.any(jnp.isnan(logits))):
         raise SelectionError("The outputs have NaN. Leave the examples with NaN out.")
     temperature = _temperature(logits, labels, mask)
-    if not isinstance(temperature, Tracer) and not 0.01 < temperature < 100:
+    if holds(~((temperature > 0.01) & (temperature < 100))):
         warn(
             f"The most likely temperature is {temperature:.2g}, at an end of the range: all "
             "held-out labels are predicted rightly, or the members know nothing. Calibrate on "

@@ -8,7 +8,6 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 from jax.lax import conv_general_dilated_p
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
@@ -16,6 +15,7 @@ from jno.lora import LoRAWrapper, Net, SelectionError, Shared, resolve
 from jno.lora.extending import (
     adapted_layers,
     equations_in,
+    is_traced,
     layers_at,
     overrides,
     show_array,
@@ -138,7 +138,7 @@ class Ensemble(eqx.Module):
         **Raises:** `SelectionError` if there is no such member.
         """
         # JAX clamps an index that is too large.
-        if not isinstance(index, Tracer) and not 0 <= index < self.members:
+        if not is_traced(index) and not 0 <= index < self.members:
             raise SelectionError(f"There is no member {index}: the ensemble has {self.members}.")
         stacks = jax.tree.map(lambda array: array[index], (self.trained, self.constants))
         return _show(eqx.combine(*stacks, self.shared))
@@ -295,7 +295,7 @@ def _are_equal(leaves: Sequence[PyTree]) -> bool:
         return all(leaf == leaves[0] for leaf in leaves)
     if all(leaf is leaves[0] for leaf in leaves):
         return True
-    if any(isinstance(leaf, Tracer) for leaf in leaves):
+    if is_traced(leaves):
         return False
     if jnp.issubdtype(leaves[0].dtype, jax.dtypes.prng_key):
         leaves = [jax.random.key_data(leaf) for leaf in leaves]

@@ -7,7 +7,6 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Bool, Float, PyTree
 from scipy.special import stdtrit  # JAX needs SciPy
 
@@ -15,9 +14,8 @@ from jno.lora import SelectionError
 from jno.lora.extending import warn
 from jno_lora_conditional import Conditional, Fitted, coordinate_named, fit
 
-from ._calibrated import held_out_mask
 from ._ensemble import Ensemble, check_calibrated
-from ._folds import Folds
+from ._folds import Folds, held_out_mask, holds
 from ._scales import checked_level
 
 Loss = Callable[[PyTree, PyTree], Array]
@@ -192,7 +190,8 @@ def fit_interval(calibration: FitCalibration, data: PyTree, level: float = 0.9) 
     known = [*coordinate.of(calibration.values)]
     known += [source - calibration.error, source + calibration.error]  # fits there have errors
     is_inside, is_usual = _are_between(jnp.stack(known), u), loss <= calibration.usual_loss
-    if not isinstance(is_inside & is_usual, Tracer) and not is_inside & is_usual:
+    is_outside = ~(is_inside & is_usual)
+    if holds(is_outside):
         low, high = (end(calibration.values, axis=0) for end in (jnp.min, jnp.max))
         why = (
             f"its loss, {loss:.3g}, is above the usual {calibration.usual_loss:.3g}, so that the "
@@ -203,9 +202,7 @@ def fit_interval(calibration: FitCalibration, data: PyTree, level: float = 0.9) 
         )
         warn(f"The interval of the fitted value {np.asarray(z)!s} may not hold: {why}.")
     std = jnp.abs(slope) * calibration.error
-    return FittedInterval(
-        z, std, jnp.min(ends, axis=0), jnp.max(ends, axis=0), loss, ~(is_inside & is_usual)
-    )
+    return FittedInterval(z, std, jnp.min(ends, axis=0), jnp.max(ends, axis=0), loss, is_outside)
 
 
 def _fit(

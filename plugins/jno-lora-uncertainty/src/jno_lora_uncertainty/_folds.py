@@ -1,12 +1,17 @@
 """Folds: the examples that each member of an ensemble does not see."""
 
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Int, PRNGKeyArray, PyTree
+from jaxtyping import Array, ArrayLike, Bool, Int, PRNGKeyArray, PyTree
 
 from jno.lora import SelectionError
+from jno.lora.extending import is_traced, warn
+
+_FEW = 8  # held-out examples: fewer do not determine two scales
 
 
 class Folds(eqx.Module):
@@ -36,9 +41,8 @@ class Folds(eqx.Module):
         """
         rows, n = self.rows, self.held_out.shape[1]
         # JAX clamps an index that is too large.
-        if wrong := {
-            np.shape(leaf) for leaf in jax.tree.leaves(data) if np.shape(leaf)[:1] != (n,)
-        }:
+        shapes = map(np.shape, jax.tree.leaves(data))
+        if wrong := {shape for shape in shapes if shape[:1] != (n,)}:
             raise SelectionError(
                 f"These folds are of {n} examples, but `data` has arrays of the shapes "
                 f"{', '.join(map(str, sorted(wrong)))}. Give all {n} examples, in the order of the "
@@ -87,3 +91,49 @@ def folds(
     seen = [np.flatnonzero(~fold) for fold in held_out]
     rows = [np.resize(of_member, max(map(len, seen))) for of_member in seen]
     return Folds(jnp.asarray(held_out), jnp.asarray(np.stack(rows)))
+
+
+def held_out_mask(held_out: Any, members: int, n: int) -> Bool[Array, "k n"]:
+    """Whether each member left out each example. **Raises:** `SelectionError` for another shape."""
+    if held_out is None:
+        return jnp.ones((members, n), bool)
+    mask = jnp.asarray(held_out.held_out if isinstance(held_out, Folds) else held_out)
+    if mask.shape != (members, n) or mask.dtype != bool:
+        raise SelectionError(
+            f"`held_out` must say for each of {members} members and {n} examples whether the "
+            f"member left it out, but has the shape {mask.shape} and the dtype {mask.dtype}. Give "
+            "the folds that the members were trained with."
+        )
+    return mask
+
+
+def mean_of_held_out(output: Array, mask: Bool[Array, "k n"]) -> Array:
+    """The mean output for each example over the members that left it out."""
+    weights = mask.astype(output.dtype)
+    weights = weights / jnp.maximum(jnp.sum(weights, axis=0, keepdims=True), 1)
+    return jnp.sum(weights.reshape(*mask.shape, *[1] * (output.ndim - 2)) * output, axis=0)
+
+
+def checked_count(mask: Bool[Array, "k n"]) -> Int[Array, ""]:
+    """The number of held-out examples. Warns below eight. **Raises:** `SelectionError` for none."""
+    examples = jnp.sum(jnp.any(mask, axis=0))
+    if holds(examples == 0):
+        raise SelectionError(
+            "Every member has seen every example that is not at the source, so that nothing "
+            "says how large the errors are. Train with folds(n, members, key=key), and give "
+            "these folds."
+        )
+    warn_of_few("The error bars are calibrated on {} held-out examples", examples)
+    return examples
+
+
+def warn_of_few(what: str, examples: Int[Array, ""]) -> None:
+    """Warns if there are examples, but too few to determine two scales."""
+    if holds((examples > 0) & (examples < _FEW)):
+        advice = f"Below {_FEW}, expect intervals that are too narrow or too wide"
+        warn(f"{what.format(examples)}. {advice}.")
+
+
+def holds(condition: ArrayLike) -> bool:
+    """Whether a condition holds. Nobody knows of a traced condition, and then it does not."""
+    return not is_traced(condition) and bool(condition)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.special import erf
 from jax.scipy.stats import norm
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from jno.lora import SelectionError
 
@@ -98,8 +98,7 @@ def fit_scales(
         return points[best], points[jnp.maximum(best - 1, 0)], points[jnp.minimum(best + 1, last)]
 
     inner = jax.nn.sigmoid(jnp.linspace(-12, 12, 47, dtype=residual.dtype))
-    ends = jnp.zeros_like(inner[:1]), jnp.ones_like(inner[:1])
-    t, low, high = best_of(jnp.concatenate([ends[0], inner, ends[1]]))
+    t, low, high = best_of(jnp.pad(inner, 1, constant_values=(0, 1)))
     for _ in range(3):
         t, low, high = best_of(low + (high - low) * jnp.linspace(0, 1, 17, dtype=low.dtype))
     # A spread of zero everywhere says nothing, whatever `t` is.
@@ -113,28 +112,27 @@ def fit_scales(
 
 
 def _spread_beside(
-    constant: Number,
-    variance: Elements,
-    residual: Elements,
-    weights: Elements,
-    new_variance: Array | None,
+    constant: Number, variance: Elements, residual: Elements, weights: Elements, new: Array | None
 ) -> Number:
-    """The scale `a` of the spread, beside a constant scale that is known."""
+    """The scale `a` of the spread, beside a constant scale that is known.
+
+    - `new`: the variance at new inputs.
+    """
     # Where the members agree, no scale helps.
     weights = jnp.where(variance > 0, weights, 0)
     excess = jnp.maximum((residual / gaussian_quantile(0.9)) ** 2 - constant**2, 0)
     # The smallest `a^2` with which the interval holds the residual.
     smallest = excess / jnp.where(variance > 0, variance, 1)
     a = jnp.sqrt(_weighted_quantile(smallest, weights, 0.9))
-    if new_variance is not None:
+    if new is not None:
         width = constant_width(residual, weights)
-        of_spread = _constant_width_of(jnp.sqrt(new_variance))
+        of_spread = _constant_width_of(jnp.sqrt(new))
 
         def is_narrow(a: Number) -> Array:
-            std = jnp.sqrt(a**2 * new_variance + constant**2)
+            std = jnp.sqrt(a**2 * new + constant**2)
             return _share_within(gaussian_quantile(0.9) * width, std) > 0.9
 
-        has_spread = jnp.any(new_variance > 0)
+        has_spread = jnp.any(new > 0)
         a = jnp.where(has_spread, _bisected(is_narrow, width / of_spread), a)
     return jnp.where(jnp.any(weights > 0), a, 0)
 
@@ -187,25 +185,28 @@ def _bisected(is_below: Callable[[Number], Array], highest: Number) -> Number:
 def calibrated_arrays(
     variance: Elements,
     residual: Elements,
-    weights: Float[Array, " n"],
-    unseen: Float[Array, " n"],
+    usable: Bool[Array, " n"],
+    unseen: Bool[Array, " n"],
     part_of: Int[Array, " n"],
     new_variance: Array | None,
-    at_source: Float[Array, " n"] | None,
+    at_source: Bool[Array, " n"] | None,
 ) -> tuple[Array, ...]:
     """The arrays of `Scales`, for one output. `part_of` numbers the parts that are scored.
 
-    `at_source`: the weights of the examples that `b` is fitted to, if there are some.
+    - `usable`, `unseen`: whether any, and whether each member left an example out.
+    - `at_source`: the examples that `b` is fitted to, if there are some.
     """
+    weights = usable.astype(residual.dtype)
     full = jnp.broadcast_to(_beside(weights, residual), residual.shape)
 
     def fitted(weights: Array, new_variance: Array | None = None) -> tuple[Number, Number]:
         a, b = fit_scales(variance, residual, weights, new_variance)
         if at_source is None:
             return a, b
-        width = constant_width(residual, jnp.broadcast_to(_beside(at_source, residual), full.shape))
+        there = _beside(at_source.astype(residual.dtype), residual)
+        width = constant_width(residual, jnp.broadcast_to(there, full.shape))
         beside, _ = fit_scales(variance, residual, weights, new_variance, width)
-        is_known = jnp.any(at_source > 0)
+        is_known = jnp.any(at_source)
         return jnp.where(is_known, beside, a), jnp.where(is_known, width, b)
 
     def add(part: Array, sums: tuple[Number, ...]) -> tuple[Number, ...]:
@@ -224,9 +225,9 @@ def calibrated_arrays(
     a, b = fitted(weights, new_variance)
     std = jnp.sqrt(a**2 * variance + b**2)
     ratio = jnp.abs(residual) / jnp.maximum(std, jnp.finfo(std.dtype).tiny)
-    ratio = jnp.where(_beside(unseen, residual) > 0, ratio, jnp.nan)
+    ratio = jnp.where(_beside(unseen, residual), ratio, jnp.nan)
     quantiles = jnp.nanquantile(ratio, jnp.linspace(0, 1, LEVELS, dtype=ratio.dtype))
-    quantiles = jnp.where(jnp.any(unseen > 0), quantiles, 0)
+    quantiles = jnp.where(jnp.any(unseen), quantiles, 0)
     return a, b, quantiles, *scores
 
 
@@ -252,5 +253,5 @@ def checked_level(level: float) -> float:
     return level
 
 
-def _beside(weights: Float[Array, " n"], elements: Array) -> Array:
+def _beside(weights: Shaped[Array, " n"], elements: Array) -> Array:
     return weights.reshape(-1, *[1] * (elements.ndim - 1))
