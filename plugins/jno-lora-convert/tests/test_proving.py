@@ -70,10 +70,12 @@ def test_a_merge_is_there_once(case):
 
 def test_a_base_with_other_names_is_merged(case):
     _, _, folder, merge = case
-    weights = load_file(folder / "base.safetensors")
+    weights, once = (load_file(folder / f"{x}.safetensors") for x in ("base", "once"))
     save_file({f"model.{n}": x for n, x in weights.items()}, folder / "named.safetensors")
     merge(folder / "m.safetensors", base=folder / "named.safetensors", rename={"^": "model."})
-    assert Proof.from_weights(load_file(folder / "m.safetensors"), folder / "m.safetensors")
+    merged = load_file(folder / "m.safetensors")
+    assert Proof.from_weights(merged, folder / "m.safetensors").verdict == "acts"
+    assert all(np.array_equal(merged[f"model.{n}"], x) for n, x in once.items())
 
 
 @pytest.mark.parametrize(

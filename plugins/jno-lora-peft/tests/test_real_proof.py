@@ -18,7 +18,7 @@ from safetensors.numpy import load_file, save_file
 from jno.lora import JnoLoraError, Net
 from jno.lora.extending import adapted_layers
 from jno_lora_peft import load_peft, proof, save_peft
-from jno_lora_proof import prove, read_inputs
+from jno_lora_proof import prove, read_inputs, sign_update, write_entries
 
 TOKENS = np.random.default_rng(1).integers(0, WORDS, (8, 6))
 FAULTS = {}
@@ -174,7 +174,7 @@ def theirs(base, dtype=torch.float32):
 
 def judged(model, folder):
     was, args = proof.read(folder)
-    return proof.judge(was, proof.measure(model, [torch.from_numpy(x) for x in args]))[0]
+    return proof.judge(was, proof.measure(model, args))[0]
 
 
 def loaded(base, folder):
@@ -201,6 +201,30 @@ def test_a_file_of_torch_is_proved_here_and_there(made_by_torch):
     assert found.verdict == "acts" and found.error < 1e-4
     half = loaded(TorchModel().to(torch.bfloat16), made_by_torch)[0]
     assert judged(half, made_by_torch).startswith("acts")
+
+
+def test_a_proof_of_updates_alone_is_checked_on_torch_whatever_the_layout(tmp_path):
+    conv1d = pytest.importorskip("transformers.pytorch_utils").Conv1D
+    base = torch.nn.ModuleDict({"c_attn": conv1d(6, 4), "linear": torch.nn.Linear(4, 6)})
+    config = peft.LoraConfig(r=2, target_modules=["c_attn", "linear"], fan_in_fan_out=True)
+    with quiet():  # it says that the other layer has another layout
+        model = peft.get_peft_model(copy.deepcopy(base), config)
+    torch.manual_seed(0)
+    entries = {}
+    with torch.no_grad():
+        for name, axes in (("c_attn", (1, 0)), ("linear", (0, 1))):
+            layer = model.base_model.model[name]
+            layer.lora_B["default"].weight.normal_()
+            weight = layer.base_layer.weight
+            merged = (weight + layer.get_delta_weight("default")).permute(axes)
+            entries[f"{name}/weight"] = sign_update(merged.numpy(), weight.permute(axes).numpy())
+    write_entries(tmp_path, entries, "float32")
+    assert judged(model, tmp_path) == "acts"
+    with model.disable_adapter():
+        assert judged(model, tmp_path) == "fault: zero: inactive, or never trained"
+    half = copy.deepcopy(model)
+    half.base_model.model["c_attn"].scaling["default"] /= 2
+    assert judged(half, tmp_path) == "fault: scale wrong by 0.5"
 
 
 def names_of(model):

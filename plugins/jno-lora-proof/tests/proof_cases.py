@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import jax.random as jr
 
 from jno.lora import AdapterSet, Net, extract_adapters, merge_lora, swap_adapters
+from jno_lora_zoo import METHODS, collect_statistics
 
 WIDTH, HEADS, WORDS = 16, 4, 32
 
@@ -73,9 +74,17 @@ def base(seed=0):
     return Transformer(jr.key(seed))
 
 
+def squares(model, tokens):
+    """A loss, for methods that start from data."""
+    return jnp.mean(jax.vmap(model)(tokens) ** 2)
+
+
 def trained(wrapper="lora", seed=0, **call):
     """A net with adapters, a head and a norm as after training."""
     net = Net(base(seed), key=jr.key(1)).freeze()
+    if any(method.variant == wrapper and method.needs for method in METHODS):
+        facts = {"wrapper": wrapper, "target": TARGETS}
+        call["statistics"] = collect_statistics(net.module, [TOKENS], squares, **facts)
     net.lora(rank=4, alpha=8, target=TARGETS, wrapper=wrapper, **call)
     net.mask("^head/|^norm/").unfreeze()
     trainable, _ = net.partition()

@@ -11,8 +11,9 @@ import numpy as np
 from jno.lora import PeftFormatError
 from jno.lora.extending import tracked
 from jno_lora_peft.errors import MisfitError, Problems
-from jno_lora_peft.names import HEAD
-from jno_lora_proof import Proof, has_proof, sign_update, write_entries
+from jno_lora_peft.names import HEAD, is_embedding
+from jno_lora_peft.proof import FILE as PROOF
+from jno_lora_proof import Proof, sign_update, write_entries
 
 from ._arrays import Array, flat
 from ._orbax import save_like
@@ -81,7 +82,7 @@ class Merge:
         **Raises:** `CheckpointError` if they are not the source's base with its updates, once.
         """
         after = flat(open_state(written).tree)
-        if has_proof(source):
+        if (source / PROOF).exists():
             merged, before = (self._by_title(state) for state in (after, self.weights))
             Proof.from_weights(merged, source, bases=before).raise_for_fault()
         if written.is_file() or weight_files(written):
@@ -127,7 +128,7 @@ class Merge:
             for update in updates
         ]
         # A head that is tied to a table has an entry, and no weight.
-        tables = {f"{HEAD}/weight": array for module, array in found if module.is_embedding}
+        tables = {f"{HEAD}/weight": array for module, array in found if is_embedding(module.name)}
         return tables | {f"{module.title}/weight": array for module, array in found}
 
     def _write_file(self, path: Path, names: Iterable[str]) -> None:

@@ -117,11 +117,8 @@ def _modules(
         name = module_name(title, options.rename)
         is_transposed = bool(transposed.search(name)) if is_linear else None
         is_renamed = has_rule((title, *pair.names), options.rename)
-        modules.append(
-            Module(
-                name, module_name(title, None), index, pair.is_embedding, is_transposed, is_renamed
-            )
-        )
+        title = module_name(title, None)
+        modules.append(Module(name, title, index, pair.is_embedding, is_transposed, is_renamed))
     return modules
 
 

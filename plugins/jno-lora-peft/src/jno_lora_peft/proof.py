@@ -12,12 +12,13 @@ and `jno_lora_proof.prove` reads the proof that it writes.
 import argparse
 import collections
 import copy
-import importlib.metadata
 import json
 import pathlib
+from importlib import metadata
 from typing import Any
 
 import numpy as np
+import safetensors.numpy
 
 FILE, WIDTH, SAME, LINEAR = "adapter_proof.safetensors", 64, 0.01, slice(5, 9)
 ROUNDING = {"float32": 1e-3, "float16": 0.02, "bfloat16": 0.05}
@@ -35,10 +36,8 @@ def signature(array: np.ndarray) -> np.ndarray:
     """Nine numbers of a matrix `D`: `|D|`, `|D v|`, `|u D|`, `u D v`, for fixed signs `u`, `v`."""
     matrix = array.reshape(array.shape[0] if array.ndim else 1, -1).astype(np.float64)
     rows, columns = matrix.shape
-    left, right = (
-        np.where(np.stack([hashes(size, a), hashes(size, b)]) & 1, 1.0, -1.0)
-        for size, a, b in ((rows, 1, 2), (columns, 3, 4))
-    )
+    left = np.where(np.stack([hashes(rows, 1), hashes(rows, 2)]) & 1, 1.0, -1.0)
+    right = np.where(np.stack([hashes(columns, 3), hashes(columns, 4)]) & 1, 1.0, -1.0)
     out, into = matrix @ right.T, left @ matrix
     norms = [np.linalg.norm(matrix), *np.linalg.norm(out, axis=0), *np.linalg.norm(into, axis=1)]
     return np.asarray([*norms, *(left @ out).ravel()])
@@ -52,7 +51,7 @@ def sketch(outputs: np.ndarray) -> np.ndarray:
     return np.stack([np.bincount(buckets, row, WIDTH) for row in np.where(h & 1, matrix, -matrix)])
 
 
-def measure(model: Any, args: list[Any]) -> dict[str, Any]:
+def measure(model: Any, args: list[np.ndarray]) -> dict[str, Any]:
     """Sketches and signatures of a `PeftModel`, called on `args`."""
     import torch
     from peft.tuners.tuners_utils import BaseTunerLayer
@@ -62,21 +61,20 @@ def measure(model: Any, args: list[Any]) -> dict[str, Any]:
         return tensor.detach().float().cpu().numpy()
 
     def run() -> np.ndarray:
-        output = model(*args)
+        output = model(*map(torch.from_numpy, args))
         return sketch(numbers(output if torch.is_tensor(output) else next(iter(output.values()))))
 
     updates, bases, trained, model = {}, {}, {}, model.eval()
-    for name, module in model.named_modules():
-        name = name.removeprefix("base_model.model.")
+    for name, module in model.base_model.model.named_modules():
         if isinstance(module, BaseTunerLayer) and hasattr(module.get_base_layer(), "weight"):
             layer = copy.deepcopy(module).float()
             before = numbers(layer.get_base_layer().weight).copy()
             if not module.disable_adapters:
                 layer.merge()
             after = numbers(layer.get_base_layer().weight)
-            if getattr(module, "fan_in_fan_out", False):  # in Torch (in, out)
-                before, after = before.T, after.T
-            updates[f"{name}/weight"], bases[f"{name}/weight"] = after - before, before
+            is_flipped = type(module.get_base_layer()).__name__ == "Conv1D"  # (in, out), as GPT-2
+            turn = np.transpose if is_flipped else np.asarray
+            updates[f"{name}/weight"], bases[f"{name}/weight"] = turn(after - before), turn(before)
         if isinstance(module, ModulesToSaveWrapper):
             for key, tensor in module.modules_to_save[module.active_adapters[0]].named_parameters():
                 trained[f"{name}/{key.replace('.', '/')}"] = numbers(tensor)
@@ -85,8 +83,8 @@ def measure(model: Any, args: list[Any]) -> dict[str, Any]:
         found["adapted"] = run()
         with model.disable_adapter():
             found["plain"] = run()
-    dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
-    return {**found, "scheme": str(dtype).removeprefix("torch.")}
+    dtypes = (str(p.dtype) for p in model.parameters() if p.is_floating_point())
+    return {**found, "scheme": next(dtypes).removeprefix("torch.")}
 
 
 def near(found: np.ndarray, wanted: np.ndarray, tolerance: float = SAME) -> bool:
@@ -102,8 +100,8 @@ def finding(name: str, was: dict[str, Any], found: dict[str, Any]) -> str:
     matrix, here = found["updates"][name], signature(found["bases"][name])
     there = signature(matrix)
     if not near(here, base, ROUNDING[found["scheme"]]):
-        moved = (here - base)[LINEAR]
-        return "already merged" if near(moved, update[LINEAR], 0.5) else "another base"
+        is_merged = near((here - base)[LINEAR], update[LINEAR], 0.5)
+        return "already merged" if is_merged else "another base"
     slack = float(np.linalg.norm(here - base) / max(np.linalg.norm(update), 1e-30))
     if near(there, update, SAME + slack):  # a multiplicative update moves with its base
         return ""
@@ -143,38 +141,30 @@ def judge(was: dict[str, Any], found: dict[str, Any]) -> tuple[str, dict[str, st
 
 def read(folder: Any) -> tuple[dict[str, Any], list[np.ndarray]]:
     """The record of a folder, and the arrays to call the model with."""
-    import safetensors
-
     with safetensors.safe_open(pathlib.Path(folder, FILE), framework="numpy") as file:
         tensors, facts = {k: file.get_tensor(k) for k in file.keys()}, file.metadata()  # noqa: SIM118
     lists = json.loads(facts["lists"])
     was: dict[str, Any] = {"adapted": tensors["adapted"], "plain": tensors["plain"]}
     for key, names in (("updates", "entries"), ("bases", "entries"), ("trained", "trained")):
         was[key] = dict(zip(lists[names], tensors[key], strict=True))
-    items = json.loads(facts["inputs"])["args"]["items"]
-    return was, [tensors[item["name"]] for item in items]
+    return was, [tensors[x["name"]] for x in json.loads(facts["inputs"])["args"]["items"]]
 
 
 def write(model: Any, folder: Any, args: list[np.ndarray]) -> None:
     """Put the proof of a `PeftModel` into its folder."""
-    import safetensors.numpy
-    import torch
-
-    found = measure(model, [torch.from_numpy(x) for x in args])
+    found = measure(model, args)
     tensors = {key: found[key].astype(np.float32) for key in ("adapted", "plain")}
     for key in ("updates", "bases", "trained"):
-        signed = [signature(array) for array in found[key].values()]
-        tensors[key] = np.stack(signed) if signed else np.zeros((0, 9))
-    tensors |= {f"inputs/{i}": x for i, x in enumerate(args)}
-    items = [{"is": "array", "name": f"inputs/{i}"} for i in range(len(args))]
+        tensors[key] = np.array([signature(x) for x in found[key].values()]).reshape(-1, 9)
+    inputs = {f"inputs/{i}": x for i, x in enumerate(args)}
+    items = [{"is": "array", "name": name} for name in inputs]
     call = {"args": {"is": "tuple", "items": items}, "kwargs": {"is": "dict", "items": {}}}
     lists = {"entries": [*found["updates"]], "trained": [*found["trained"]]}
     lists["methods"] = ["lora"] * len(found["updates"])
     facts = {"format": "1", "scheme": found["scheme"], "lists": json.dumps(lists)}
     facts["inputs"] = json.dumps({"batched": True, "seed": 0, "high": 100, **call})
-    versions = {x: importlib.metadata.version(x) for x in ("torch", "transformers", "peft")}
-    facts["versions"] = json.dumps(versions)
-    safetensors.numpy.save_file(tensors, pathlib.Path(folder, FILE), facts)
+    facts["versions"] = json.dumps({x: metadata.version(x) for x in ("torch", "peft")})
+    safetensors.numpy.save_file(tensors | inputs, pathlib.Path(folder, FILE), facts)
 
 
 def main() -> int:
@@ -189,20 +179,19 @@ def main() -> int:
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--write", action="store_true", help="make the proof, on random tokens")
     options = parser.parse_args()
-    task = PeftConfig.from_pretrained(options.folder).task_type
-    head = {"CAUSAL_LM": "ForCausalLM", "SEQ_CLS": "ForSequenceClassification"}.get(task, "")
-    base = getattr(transformers, f"AutoModel{head}").from_pretrained(
-        options.model, dtype=getattr(torch, options.dtype)
-    )
+    heads = {"CAUSAL_LM": "ForCausalLM", "SEQ_CLS": "ForSequenceClassification"}
+    head = heads.get(PeftConfig.from_pretrained(options.folder).task_type, "")
+    make = getattr(transformers, f"AutoModel{head}").from_pretrained
+    base = make(options.model, dtype=getattr(torch, options.dtype))
     model = PeftModel.from_pretrained(base, options.folder)
     if options.write:
         tokens = np.random.default_rng(0).integers(0, base.config.vocab_size, (8, 16))
         write(model, options.folder, [tokens])
         return 0
     was, args = read(options.folder)
-    verdict, rows = judge(was, measure(model, [torch.from_numpy(x) for x in args]))
-    print(f"{options.folder}: {verdict}")
-    print(*(f"  {name}: {text}" for name, text in rows.items() if text), sep="\n")
+    verdict, rows = judge(was, measure(model, args))
+    lines = (f"  {name}: {text}" for name, text in rows.items() if text)
+    print(f"{options.folder}: {verdict}", *lines, sep="\n")
     return int(verdict.startswith("fault"))
 
 

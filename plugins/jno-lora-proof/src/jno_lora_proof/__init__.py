@@ -7,7 +7,7 @@ print(prove(loaded, "adapters.safetensors"))
 """
 
 from ._inputs import Inputs
-from ._proof import Proof, Row, has_proof, prove, read_inputs, write_entries
+from ._proof import Proof, Row, prove, read_inputs, write_entries
 from ._record import Entry, sign, sign_update
 
 __all__ = [
@@ -15,7 +15,6 @@ __all__ = [
     "Inputs",
     "Proof",
     "Row",
-    "has_proof",
     "prove",
     "read_inputs",
     "sign",

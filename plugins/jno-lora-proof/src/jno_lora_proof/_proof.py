@@ -32,7 +32,6 @@ from ._record import (
     Entry,
     Record,
     add_record,
-    add_to_weights,
     arrays_of,
     coarsest,
     difference,
@@ -90,7 +89,7 @@ class Proof(Printed[Row]):
     def raise_for_fault(self) -> "Proof":
         """This proof. **Raises:** `CheckpointError` with the table if it is a fault."""
         if self.verdict == "fault":
-            raise CheckpointError(str(self))
+            raise CheckpointError(f"{self}\ndocs/proof.md says what to do about each cause.")
         return self
 
     def __repr__(self) -> str:
@@ -154,7 +153,7 @@ class Proof(Printed[Row]):
         if not names:
             raise CheckpointError(
                 f"The proof of {os.fspath(path)!r} has names such as {next(iter(record.entries))}, "
-                "and the weights have none of them."
+                "and the weights have none of them. Give the weights these names."
             )
         arrays = {name: np.asarray(weights[name]) for name in names}
         scheme = coarsest(arrays.values())
@@ -221,12 +220,7 @@ def write_entries(path: FilePath, entries: Mapping[str, Entry], scheme: str) -> 
 
     - `entries`: of `sign(model)` and `sign_update(weight, base)`; `scheme`: the dtype of the base.
     """
-    add_to_weights(path, Record.of_entries(entries, scheme))
-
-
-def has_proof(path: FilePath) -> bool:
-    """Whether a file or folder has a proof."""
-    return read_record(path) is not None
+    add_record(path, Record.of_entries(entries, scheme), beside_weights=True)
 
 
 def read_inputs(path: FilePath) -> tuple[tuple[PyTree, ...], dict[str, PyTree]]:

@@ -142,27 +142,31 @@ class Record:
         )
 
 
-def add_record(path: str | os.PathLike[str], record: Record) -> None:
-    """Put a record into a file of adapters, or beside the files of PEFT in a folder."""
+def add_record(
+    path: str | os.PathLike[str], record: Record, *, beside_weights: bool = False
+) -> None:
+    """Put a record into a file of adapters, or beside the files in a folder.
+
+    - `beside_weights`: whether a file holds the weights of a model, which may exceed memory.
+    """
+    content = record.dump()
     if os.path.isdir(path):
-        Path(path, FILE).write_bytes(record.dump())
-        return
-    tensors, metadata = read_file(path)
-    write_file(path, tensors, {**metadata, KEY: base64.b64encode(record.dump()).decode()})
+        Path(path, FILE).write_bytes(content)
+    elif beside_weights:
+        _put_into_header(Path(path), base64.b64encode(content).decode())
+    else:
+        tensors, metadata = read_file(path)
+        write_file(path, tensors, {**metadata, KEY: base64.b64encode(content).decode()})
 
 
-def add_to_weights(path: str | os.PathLike[str], record: Record) -> None:
-    """Put a record beside the weights in a folder, or into the header of a file of weights."""
-    if os.path.isdir(path):
-        Path(path, FILE).write_bytes(record.dump())
-        return
-    temporary = Path(path).with_name(f".{Path(path).name[:40]}.tmp")
-    with open(path, "rb") as old, open(temporary, "wb") as new:  # may exceed memory
+def _put_into_header(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name[:40]}.tmp")
+    with open(path, "rb") as old, open(temporary, "wb") as new:
         header = json.loads(old.read(int.from_bytes(old.read(8), "little")))
-        header.setdefault("__metadata__", {})[KEY] = base64.b64encode(record.dump()).decode()
-        text = json.dumps(header).encode()
-        text += b" " * (-len(text) % 8)
-        new.write(len(text).to_bytes(8, "little") + text)
+        header.setdefault("__metadata__", {})[KEY] = text
+        changed = json.dumps(header).encode()
+        changed += b" " * (-len(changed) % 8)
+        new.write(len(changed).to_bytes(8, "little") + changed)
         shutil.copyfileobj(old, new)
         new.flush()
         os.fsync(new.fileno())
@@ -177,8 +181,6 @@ def read_record(path: str | os.PathLike[str]) -> Record | None:
     if os.path.isdir(path):
         file = Path(path, FILE)
         content = file.read_bytes() if file.exists() else None
-    elif Path(path).suffix == ".h5":  # of Keras, which has none
-        return None
     else:
         with safetensors.safe_open(path, framework="numpy") as opened:
             text = (opened.metadata() or {}).get(KEY)
