@@ -151,8 +151,8 @@ class Ensemble(eqx.Module):
         - `function`: takes one member, as a model that is resolved, or a `Conditional`.
         - `per_member`: arrays with an axis of members in front.
 
-        **Returns:** the outputs, with an axis of members in front. Members whose kernels of
-        convolutions differ run one after the other in this program, others side by side.
+        **Returns:** the outputs, with an axis of members in front. On a CPU, members whose kernels
+        of convolutions differ run one after the other in this program, others side by side.
 
         **Raises:** `SelectionError` if an array does not have this axis.
         """
@@ -203,11 +203,14 @@ def _convolves_in_groups(
     """Whether `together`, a map over members, convolves with kernels that differ in the members.
 
     `vmap` makes these one convolution with a group for each member, whose gradient takes XLA on a
-    CPU 20 times as long as a convolution for each member. Kernels of one point cost the same.
+    CPU 20 times as long as a convolution for each member. Kernels of one point cost the same. On
+    accelerators, nobody measured it, and members may lie on several devices.
     """
+    if members < 2 or jax.default_backend() != "cpu":
+        return False
 
     def is_grouped(equation: Any) -> bool:
-        if members < 2 or equation.primitive is not conv_general_dilated_p:
+        if equation.primitive is not conv_general_dilated_p:
             return False
         facts, kernel = equation.params, equation.invars[1].aval
         is_wide = any(kernel.shape[axis] > 1 for axis in facts["dimension_numbers"].rhs_spec[2:])
