@@ -82,7 +82,10 @@ class Trainer:
             with jax.numpy_dtype_promotion("standard"):
                 updates, state = optimizer.update(_ascent(gradient, state), state, trainable)
                 moved = eqx.apply_updates(trainable, updates)
-            return jax.tree.map(lambda x, old: x.astype(old.dtype), moved, trainable), state, value
+            moved = jax.tree.map(lambda x, old: x.astype(old.dtype), moved, trainable)
+            # Flat, because `filter_jit` joins the trees that it returns leaf by leaf in Python: a
+            # fifth of the step of a small model.
+            return *jax.tree.flatten((moved, state)), value
 
         self._step: Any = eqx.filter_jit(step)
         self._loss = eqx.filter_jit(lambda model, batch: loss(resolve(model), batch))
@@ -95,7 +98,8 @@ class Trainer:
     def step(self, run: TrainingRun, frozen: PyTree, batch: PyTree) -> tuple[TrainingRun, Array]:
         """Train on one batch. Returns the new run, and the batch's loss before the update."""
         batch = _on_the_device(batch)
-        trainable, state, loss = self._step(run.trainable, frozen, run.state, batch)
+        leaves, structure, loss = self._step(run.trainable, frozen, run.state, batch)
+        trainable, state = jax.tree.unflatten(structure, leaves)
         # Until the first evaluation, the newest arrays count as the best.
         best = trainable if math.isinf(run.best_loss) else run.best
         return replace(run, trainable=trainable, state=state, step=run.step + 1, best=best), loss
@@ -137,7 +141,8 @@ class Trainer:
             batch = jax.block_until_ready(_on_the_device(batch))
             begin = time.perf_counter()
             results = self._step(trainable, frozen, state, batch)
-            trainable, state, loss = jax.block_until_ready(results)
+            leaves, structure, loss = jax.block_until_ready(results)
+            trainable, state = jax.tree.unflatten(structure, leaves)
             seconds.append(time.perf_counter() - begin)
             losses.append(loss)
             on_step()
