@@ -80,6 +80,9 @@ def film_steps() -> Iterator[Case]:
         for values in VALUES:
             case = conditional(model, method, values, [("step", "without", 1.15)])
             sides = {"ours": side(form="film"), "without": side(form="conditional")}
+            if model != "FNO":
+                sides["by hand"] = side(form="by_hand")
+                case["targets"].append(("step", "by hand", 1.0))
             yield case | {
                 "name": f"conditional/{model}/{method}/{values}, film",
                 "label": f"{case['label']}, scales and shifts",
@@ -106,7 +109,10 @@ def conditional(model: str, method: str, values: str, targets: list[Any]) -> Cas
 def ensemble_steps() -> Iterator[Case]:
     """A training step of five adapters of one base, over a step of one, and over plain JAX."""
     image = {"kind": "conv", "image": (32, 32), "layers": 3}
+    operator = {"kind": "fno", "channels": 32, "points": 64, "modes": 12, "layers": 3}
+    operator |= {"linear_conv": False}
     models = [
+        ("FNO", {"model": operator, "rank": 4, "wrappers": ["CPSpectral", "LoRAConv"]}, 2.5),
         ("MLP", MODELS["MLP"] | {"batch": 64}, 2.0),
         *(
             (f"convolutions, {c} channels", {"model": image | {"channels": c}, "rank": c // 8}, 2.5)

@@ -14,6 +14,7 @@ SIDES = {
     "small": "ours, 2,000 layers",
     "plain": "plain adapter",
     "without": "without film",
+    "by hand": "FiLM by hand",
     "one": "one adapter",
     "copies": "copies",
     "no derivative": "no derivative",
@@ -134,6 +135,7 @@ GROUPS = {
         "value of the parameter for the whole batch, or for each example. A *plain adapter* has "
         "the same rank, and does not depend on the parameter; floor and full fine-tuning are steps "
         "of the plain model. *Copies* means that each example has copies of the fields that move. "
+        "*FiLM by hand* is full fine-tuning with a scale and a shift of each output, in plain JAX. "
         "MLP: as above. Convolutions: as above, 64 channels. FNO: `FNO1D` of foundax, three layers "
         "of 64 channels and 16 modes, 256 points, batch 16, rank 4, with LoRA on its convolutions.",
         (
@@ -144,7 +146,7 @@ GROUPS = {
             (
                 *(("step", "copies"), ("forward", "copies"), ("temp", "copies")),
                 *(("forward temp", "plain"), ("temp", "full"), ("flops", "plain")),
-                ("step", "without"),
+                *(("step", "without"), ("step", "by hand")),
             ),
         ),
     ),
@@ -153,7 +155,8 @@ GROUPS = {
         "A step of an [ensemble](../uncertainty.md) of five LoRAs, each with the whole batch, over "
         "a step of one. The floor is the same step of five in plain JAX. MLP: as above, batch 64. "
         "Convolutions: three of 3 x 3 on 32 x 32 images with ReLU, batch 8, an eighth of the "
-        "channels as rank.",
+        "channels as rank. FNO: the operator of *Spectral weights*, batch 8, rank 4, CP on its "
+        "spectral weights and LoRA on its convolutions.",
         (
             (
                 *(("step", "one"), ("step", "floor"), ("forward", "one"), ("forward", "floor")),

@@ -80,7 +80,7 @@ def outputs_of(model: Any, x: Any) -> jax.Array:
     """The outputs for a batch. A batch of a conditional model is a pair: values, and inputs."""
     if not isinstance(x, tuple):
         return jax.vmap(model)(x)
-    at = importlib.import_module("jno_lora_conditional").at
+    at = getattr(type(model), "at", None) or importlib.import_module("jno_lora_conditional").at
     z, x = x
     if not z.ndim:
         return jax.vmap(at(model, z))(x)

@@ -1,5 +1,6 @@
-"""Training a conditional adapter, or a plain adapter of the same rank. Serves ours."""
+"""Training a conditional adapter, a plain adapter of its rank, or full fine-tuning with FiLM."""
 
+from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
@@ -15,11 +16,37 @@ from ._timing import Subject
 from .jax_train import add_training
 
 
+class ByHand(eqx.Module):
+    """A model of layers with ReLU between them, with a scale and a shift of each output: FiLM."""
+
+    layers: tuple[Any, ...]
+    scales: list[jax.Array]
+    shifts: list[jax.Array]
+
+    def __init__(self, plain: Any):
+        self.layers = tuple(plain.layers)
+        self.scales = [jnp.zeros_like(layer.bias) for layer in plain.layers]
+        self.shifts = [jnp.zeros_like(layer.bias) for layer in plain.layers]
+
+    def at(self, z: jax.Array) -> Callable[[jax.Array], jax.Array]:
+        """The model at one value of the parameter."""
+
+        def model(x: jax.Array) -> jax.Array:
+            parts = zip(self.layers, self.scales, self.shifts, strict=True)
+            for number, (layer, scale, shift) in enumerate(parts):
+                x = layer(jax.nn.relu(x) if number else x)
+                x = x * (1 + z * scale) + z * shift
+            return x
+
+        return model
+
+
 def build(case: dict[str, Any], device: str) -> Subject:
     """A step of the form of the case.
 
     - `plain`: an adapter that knows no parameter.
     - `conditional`: a function of the parameter; `film`: with scales and shifts beside it.
+    - `by_hand`: all arrays of the model, with FiLM in plain JAX.
     - `copies`: each example has copies of the fields that move, as if the adapter had no
         `with_directions`.
     """
@@ -30,6 +57,11 @@ def build(case: dict[str, Any], device: str) -> Subject:
         return add_training(
             Subject(), case, net.module, net.trainable, (x, y), queue=device == "gpu"
         )
+    if case["form"] == "by_hand":
+        model = ByHand(plain)
+        trains = jax.tree.map(eqx.is_inexact_array, model)
+        data = (values_of(case), x), y
+        return add_training(Subject(), case, model, trains, data, queue=device == "gpu")
     conditional = conditional_of(case, plain)
     if case["form"] == "copies":
         copied = tuple((path, ()) for path in conditional.directions)
