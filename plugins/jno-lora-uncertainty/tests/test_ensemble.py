@@ -9,7 +9,7 @@ import pytest
 
 from jno.lora import JnoLoraWarning, Net, SelectionError, merge_lora, resolve
 from jno.lora.extending import equations_in
-from jno_lora_conditional import Conditional, Powers, at, merge
+from jno_lora_conditional import Conditional, Function, Powers, at, merge
 from jno_lora_quantized import quantize
 from jno_lora_train import Trainer
 from jno_lora_train.optim import lora_plus
@@ -55,6 +55,17 @@ def test_folds_are_a_partition_and_members_train_on_all_other_rows():
     assert sizes.max() - sizes.min() == 1
     by_value = folds(values=[0.3, 0.1, 0.3]).held_out
     assert by_value.tolist() == [[False, True, False], [True, False, True]]
+
+
+def test_a_function_made_for_each_member_is_refused():
+    inverse = lambda z: 1 / z  # noqa: E731
+    Ensemble(lambda key: Conditional(net_of()(key), Function(inverse, 0.1)), 2, key=KEY)
+
+    def make(key):
+        return Conditional(net_of()(key), Function(lambda z: 1 / z, 0.1))
+
+    with pytest.raises(SelectionError, match=r"another <function .*Define it once, outside"):
+        Ensemble(make, 2, key=KEY)
 
 
 def test_training_data_are_the_rows_of_each_member_or_a_batch_of_them():

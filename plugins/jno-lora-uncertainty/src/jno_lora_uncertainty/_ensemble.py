@@ -97,6 +97,11 @@ class Ensemble(eqx.Module):
 
         def stack(differs: bool, *leaves: PyTree) -> Array | None:
             ids = tuple(map(id, leaves))
+            if differs and not eqx.is_array(leaves[0]):
+                raise SelectionError(
+                    f"`make` gives each member another {leaves[0]!r}. Define it once, outside of "
+                    "`make`, so that all members share it."
+                )
             if differs and ids not in stacks:
                 stacks[ids] = jnp.stack(leaves)
             return stacks.get(ids)
