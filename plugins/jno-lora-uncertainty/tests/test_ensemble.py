@@ -7,7 +7,7 @@ import numpy as np
 import optax
 import pytest
 
-from jno.lora import JnoLoraWarning, Net, SelectionError, merge_lora, resolve
+from jno.lora import JnoLoraWarning, Net, SelectionError, extract_adapters, merge_lora, resolve
 from jno.lora.extending import equations_in
 from jno_lora_conditional import Conditional, Function, Powers, at, merge
 from jno_lora_quantized import quantize
@@ -104,7 +104,7 @@ def convolutions(size):
     return eqx.nn.Sequential([layers[0], eqx.nn.Lambda(jnp.tanh), layers[1]])
 
 
-@pytest.mark.parametrize("form", ["lora", "dora", "lokr", "film", "quantised"])
+@pytest.mark.parametrize("form", ["lora", "dora", "lokr", "film", "each", "quantised", "sum"])
 def test_convolutions_of_members_have_no_groups_and_compute_as_they_do_alone(form):
     with jax.enable_x64(True):
         x = jax.random.normal(KEY, (3, 2, 3, 5, 4))
@@ -113,14 +113,29 @@ def test_convolutions_of_members_have_no_groups_and_compute_as_they_do_alone(for
         )
 
         def make(key):
-            if form != "film":
-                model = quantize(plain, "int8", target="0") if form == "quantised" else plain
-                return net_of("lora" if form == "quantised" else form, model)(key)
-            return Conditional(net_of(model=plain)(key), Powers(0.1), film=True)
+            match form:
+                case "film" | "each":
+                    return Conditional(net_of(model=plain)(key), Powers(0.1), film=form == "film")
+                case "quantised":
+                    return net_of(model=quantize(plain, "int8", target="0"))(key)
+                case "sum":
+                    net = Net(plain).freeze()
+                    for name in ("lora", "dora"):
+                        key, _ = jax.random.split(key)
+                        net.add_adapter(name, extract_adapters(net_of(name, plain)(key).module))
+                    return net.activate("lora", "dora", train=["lora", "dora"])
+            return net_of(form, plain)(key)
 
         def loss(member, x):
-            model = at(member, 0.3) if form == "film" else member
-            return jnp.sum(jax.vmap(model)(x) ** 2)
+            match form:
+                case "film":
+                    outputs = jax.vmap(at(member, 0.3))(x)
+                case "each":
+                    z = jnp.asarray([0.3, 0.5])
+                    outputs = jax.vmap(lambda z, x: at(member, z)(x))(z, x)
+                case _:
+                    outputs = jax.vmap(member)(x)
+            return jnp.sum(outputs**2)
 
         ensemble = at_random(Ensemble(make, 3, key=KEY))
         trained, frozen = ensemble.partition()
