@@ -22,8 +22,6 @@ from jno.lora.extending import (
     write_atomically,
 )
 
-_CHECKSUM = b"crc32 "  # the start of the first line of a file
-
 
 class TrainingRun(eqx.Module):
     """A training run between two steps, as `Trainer.start` and `Trainer.step` return it.
@@ -56,7 +54,7 @@ class TrainingRun(eqx.Module):
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the run into one file. A crash leaves the old file or the new file, complete.
 
-        The file begins with a checksum of its contents. jno-lora up to 0.3.0 cannot read it.
+        The file begins with a checksum of its contents.
 
         **Raises:** `CheckpointError` if the file cannot be written.
         """
@@ -81,18 +79,17 @@ class TrainingRun(eqx.Module):
         there is no file.
         """
         with open(path, "rb") as file:
+            first, begin, checksum = file.readline(2**28), file.tell(), 0
+            while chunk := file.read(2**20):
+                checksum = zlib.crc32(chunk, checksum)
+            if first != _first_line(checksum):
+                raise CheckpointError(
+                    f"{path} is damaged, or not written by TrainingRun.save: its bytes do not "
+                    "match its checksum. Copy it again from where it is whole, or remove it to "
+                    "start anew."
+                )
+            file.seek(begin)
             header = file.readline(2**28)
-            if header.startswith(_CHECKSUM):  # files of jno-lora up to 0.3.0 have none
-                begin, checksum = file.tell(), 0
-                while chunk := file.read(2**20):
-                    checksum = zlib.crc32(chunk, checksum)
-                if header != _first_line(checksum):
-                    raise CheckpointError(
-                        f"{path} is damaged: its bytes are not the bytes that TrainingRun.save "
-                        "wrote. Copy it again from where it is whole, or remove it to start anew."
-                    )
-                file.seek(begin)
-                header = file.readline(2**28)
             if header != _header(self):
                 raise CheckpointError(_describe_header_mismatch(path, header, _header(self)))
             try:
@@ -124,7 +121,7 @@ def _as_key(leaf: PyTree, like: PyTree) -> PyTree:
 
 
 def _first_line(checksum: int) -> bytes:
-    return _CHECKSUM + b"%08x\n" % checksum
+    return b"crc32 %08x\n" % checksum
 
 
 def _header(run: TrainingRun) -> bytes:
@@ -138,10 +135,7 @@ def _header(run: TrainingRun) -> bytes:
 
 
 def _describe_header_mismatch(path: object, header: bytes, expected_header: bytes) -> str:
-    try:
-        entries, expected = json.loads(header), json.loads(expected_header)
-    except ValueError:
-        return f"{path} should hold a training run, but was not written by TrainingRun.save."
+    entries, expected = json.loads(header), json.loads(expected_header)
     lines = [f"only in the file: {entry}" for entry in entries if entry not in expected]
     lines += [f"only in this run: {entry}" for entry in expected if entry not in entries]
     return (
