@@ -1,3 +1,3 @@
 """The version, in one place for all distributions of this repository."""
 
-__version__ = "0.3.0"
+__version__ = "0.4.0"
