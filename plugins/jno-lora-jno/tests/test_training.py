@@ -143,9 +143,11 @@ def test_adapters_that_start_from_data_are_calibrated(by):
         specs = [{"target": "output", "wrapper": "lora"}, {"wrapper": "eva", "rank": 1}]
         net.freeze().lora(specs=specs, statistics_from=(BATCHES, rows_of))
     else:
-        statistics = collect_statistics(net.module, BATCHES, rows_of, wrappers="eva")
+        statistics = collect_statistics(net.module, BATCHES, rows_of, wrapper="eva")
         net.freeze().lora(rank=2, wrapper="eva", statistics=statistics)
-    expected = Net(copy_of(net.module)).lora(2, wrapper="eva", statistics_from=(BATCHES, rows_of))
+    module = copy_of(net.module)
+    statistics = collect_statistics(module, BATCHES, rows_of, wrapper="eva")
+    expected = Net(module).lora(2, wrapper="eva", statistics=statistics)
     core = pinn(net)
     core.solve(2)
     adapters = jno_lora_jno.trained_adapters(net)
@@ -163,7 +165,7 @@ def test_data_that_is_missing_or_given_twice_is_explained():
         net.lora(wrapper="eva", statistics={}, statistics_from=(BATCHES, rows_of))
     with pytest.raises(SelectionError, match=r"a pair `\(batches, loss\)`"):
         net.lora(wrapper="eva", statistics_from=BATCHES)
-    with pytest.raises(SelectionError, match=r"net.lora\(..., statistics_from=\(batches, loss\)\)"):
+    with pytest.raises(SelectionError, match=r"Collect them, and pass `statistics=`"):
         pinn(net.freeze().lora(wrapper="eva")).solve(1)
 
 
