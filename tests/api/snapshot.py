@@ -24,14 +24,17 @@ CHANGELOG = HERE.parents[1] / "docs" / "changelog.md"
 PLUGIN_FILE = HERE / "plugin_api_1.txt"
 # What plugins may rely on, as docs/contract.md says: names, and all names of some modules.
 PROMISED = re.compile(
-    r"(class )?(jno\.lora\.(About|LoRAWrapper|MatrixAdapter|Shared|Statistic|hookimpl|register|Net)"
+    r"(class )?(jno\.lora\.(About|LoRAWrapper|LowRankForm|MatrixAdapter|Term|Shared|Statistic|hookimpl|register|Net)"
     r"|jno\.lora\.WrapperError|jno\.lora\.extending\.\w+"
     r"|jno_lora_testing\.(WrapperCase|CheckResult|standard_cases|Symmetry|cyclic_shift)"
+    r"|jno_lora_testing\.(permutation|rotation|invariant)"
     r"|jno_lora_testing\.(check_wrapper|parametrize_with_checks|run_checks)"
     # `Additive` and `MatrixLayer` have all members of their bases.
     r"|jno_lora_zoo\.(adapters_for|adapters_defined_in|Additive|MatrixLayer|MeshAxes|Update)"
     r"|jno_lora_zoo\.(is_float_array|in_compute_dtype|cast_like|sharded_over|unchanged)"
-    r"|jno_lora_zoo\.(Method|LayerKind|LinearLayer|ConvLayer|ConvTransposeLayer)(?=\()"
+    r"|jno_lora_zoo\.(scaled|mixed|rotated|cayley|row_norms|largest|smallest|uniform_matrix)"
+    r"|jno_lora_zoo\.(made_when_named|collect_statistics)"
+    r"|jno_lora_zoo\.(Method|Scaled|LoRA|LoRALinear|MatricesLayer|LayerKind|LinearLayer|ConvLayer|ConvTransposeLayer)(?=\()"
     r"|jno_lora_routed\.(Router|MoELoRA|testing\.check_router))(?!\w)"
 )
 CORE = (
