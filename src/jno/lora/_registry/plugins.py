@@ -30,8 +30,8 @@ BROKEN = ("failed", "incompatible")  # plugins that should have been loaded, and
 class LazyAdapter:
     """An adapter class that is created when `cls` is read, with the facts for looking it up.
 
-    For plugins with so many classes that making them all is slow (`jno_lora_zoo.made_when_named`).
-    A class that cannot be created then raises when it is named, not when its plugin is loaded.
+    For plugins with so many classes that creating them all is slow. A class that can't be created
+    raises when it is used, not when its plugin is loaded.
 
     **Arguments:**
 
