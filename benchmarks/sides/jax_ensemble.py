@@ -105,7 +105,10 @@ def build(case: dict[str, Any], device: str) -> Subject:
             model, trained = Members(ensemble), lambda m: m.ensemble.trained
         elif case["model"]["kind"] == "fno":
             model = operator_by_hand(plain, ensemble, case["model"]["modes"])
-            trained = lambda m: (m.spectral, m.pointwise)
+
+            def trained(m):
+                return (m.spectral, m.pointwise)
+
         else:
             model, trained = by_hand(plain, ensemble), lambda m: (m.A, m.B)
         trains = jax.tree.map(lambda _: False, model)

@@ -24,7 +24,8 @@ CHANGELOG = HERE.parents[1] / "docs" / "changelog.md"
 PLUGIN_FILE = HERE / "plugin_api_1.txt"
 # What plugins may rely on, as docs/contract.md says: names, and all names of some modules.
 PROMISED = re.compile(
-    r"(class )?(jno\.lora\.(About|LoRAWrapper|LowRankForm|MatrixAdapter|Term|Shared|Statistic|hookimpl|register|Net)"
+    r"(class )?(jno\.lora\.(About|LoRAWrapper|LowRankForm|MatrixAdapter|Term|Shared"
+    r"|Statistic|hookimpl|register|Net)"
     r"|jno\.lora\.WrapperError|jno\.lora\.extending\.\w+"
     r"|jno_lora_testing\.(WrapperCase|CheckResult|standard_cases|Symmetry|cyclic_shift)"
     r"|jno_lora_testing\.(permutation|rotation|invariant)"
