@@ -174,7 +174,7 @@ def main(arguments=()):
     print("latency: median {:.1f} ms, 95th percentile {:.1f} ms, 99th {:.1f} ms".format(*late))
     added = 1000 * np.median(changes)
     print(f"{len(changes)} adapters came under load, each in {added:.1f} ms (median)")
-    print(f"{len(refused)} requests were for a guest who was not there; {wrong} answers are wrong")
+    print(f"{len(refused)} requests were for a removed adapter; {wrong} answers are wrong")
     return len(log), len(log) - len(refused), wrong
 
 
