@@ -98,8 +98,9 @@ class _Watched(LinearLayer):
 def _row(method: Any) -> str:
     law = re.search(r"Law: (`[^`]+`(?: with `[^`]+`)?)", " ".join(inspect.getdoc(method).split()))
     assert law is not None, f"the docstring of {method.__name__} says no `Law: ...`"
-    fields = method.adapter_fields
-    arrays = [f"**{n}** {a}" if n in fields else f"{n} {a}" for n, a in arrays_of(method)]
+    shapes = dict(arrays_of(method))
+    arrays = [f"**{n}** {shapes.pop(n, '(a number)')}" for n in method.adapter_fields]
+    arrays += [f"{n} {shape}" for n, shape in shapes.items()]
     site = SITES["arXiv" if method.about.paper[:4].isdigit() else "OpenReview"]
     paper = f"[{method.about.paper}]({site}{method.about.paper})"
     variant = f"[`{method.variant}`](methods/{method.variant}.md)"
