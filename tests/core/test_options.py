@@ -63,9 +63,9 @@ def test_a_number_of_numpy_may_be_kept_as_a_static_field_and_an_array_is_warned_
 @pytest.mark.parametrize(
     ("wrapper", "option", "said"),
     [
-        (Keeping, "kpt", ".\n  - kpt: did you mean 'kept'?\nThere are kept."),
-        (ToyLinear, "kept", ".\nThere are none."),
-        (Keeping, "rank", "There are kept."),
+        (Keeping, "kpt", ".\n  - kpt: did you mean 'kept'?\nIt takes kept."),
+        (ToyLinear, "kept", ".\nIt takes none."),
+        (Keeping, "rank", "It takes kept."),
     ],
 )
 def test_an_option_that_the_adapter_lacks_is_named_before_any_adapter_is_built(

@@ -273,3 +273,11 @@ def test_a_plugin_that_registers_adapters_for_layers_of_equinox_is_left_out(site
     site.install("acme-lora", code)
     with pytest.warns(JnoLoraWarning, match="acme-lora.*failed.*adapters by default from jno-lora"):
         assert names(model, 1) == LINEARS
+
+
+def test_default_adapters_are_registered_by_one_class():
+    with pytest.raises(PluginError, match="a layer class of your own"):
+
+        @default_adapters.register
+        def _(layer: eqx.nn.Embedding):
+            return ()

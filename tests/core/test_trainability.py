@@ -142,5 +142,7 @@ def test_labels_are_fields_of_adapters_and_other(adapted, linear, getkey):
     assert (a.lora_A, a.lora_B, a.base.weight) == ("lora_A", "lora_B", "other")
     assert (nested[0], nested[1].gain, nested[1].base.weight) == ("parts", "gain", "other")
     assert set(jax.tree.leaves(labels["plain"])) == {"other"}
+    twice = around(ToyScale(linear, 1, 1.0, key=key), key)  # the inner adapter is the layer
+    assert set(jax.tree.leaves(lora_param_labels(twice).base)) == {"other"}
     trainable, _ = eqx.partition(adapted, lora_trainable_filter(adapted))
     assert jax.tree.leaves(lora_param_labels(trainable)) == ["gain"]

@@ -355,7 +355,7 @@ def test_layers_of_other_forms_are_listed():
     ("call", "message"),
     [
         (lambda sets: combine(sets[0], [1.0]), r"give a list: \[adapters\]"),
-        (lambda sets: scale_adapters(sets, 0.5), "scaled, in a list, .* of list"),
+        (lambda sets: scale_adapters(sets, 0.5), "takes an AdapterSet, but got a list"),
         (lambda sets: swap_adapters(layers(), layers()), "an AdapterSet, but are of type dict"),
         (lambda _: Net(layers()).add_adapter("one", layers()), "but are of type dict"),
     ],

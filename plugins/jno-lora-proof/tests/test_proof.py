@@ -250,8 +250,13 @@ def test_what_cannot_be_proved_is_an_error(tmp_path, saved):
     noisy = graph_net(noise=1.0)
     with pytest.raises(SelectionError, match="The model is random"):
         noisy.save_adapters(bare, proof=Inputs((graph,), batched=False, call=drawn_anew))
+    before = bare.read_bytes()
     with pytest.raises(SelectionError, match="cannot keep an input of type object"):
         net.save_adapters(bare, proof=Inputs((TOKENS, object()), call=lambda m, x, _: m(x)))
+    with pytest.raises((TypeError, ValueError)) as error:
+        net.save_adapters(bare, proof=TOKENS[0])  # without an axis of examples
+    assert "a leading axis of examples" in "".join(error.value.__notes__)
+    assert bare.read_bytes() == before
 
 
 def drawn_anew(model, graph):

@@ -84,6 +84,6 @@ def __dir__() -> list[str]:
     return sorted({*__all__, *special, *default_registry().zoo_names()})
 
 
-# Must stay last. `jno` has a file only if jNO imports this module.
+# Must stay last. Without jNO, `jno` is a namespace package, which has no file.
 if getattr(_sys.modules.get("jno"), "__file__", None) is not None:
     call_inside_jno()

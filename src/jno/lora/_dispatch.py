@@ -113,8 +113,7 @@ def plan_lora(
     """
     expect_model(model, "plan_lora")
     call = Spec(target=target, rank=rank, alpha=alpha, wrapper=wrapper, options=options)
-    plan = plan_call(model, specs, call, mask, registry)
-    return advised(plan, model, default_registry(registry))
+    return advised(plan_call(model, specs, call, mask, registry), model, default_registry(registry))
 
 
 def plan_call(

@@ -44,8 +44,8 @@ def explain_unknown(head: str, unknown: Iterable[Any], arguments: Iterable[str])
             lines.append(f"  - PEFT's {name} is {_OURS[name]}")
         elif near := nearest(str(name), names, n=1):
             lines.append(f"  - {name}: did you mean {near[0]!r}?")
-    there_are = ", ".join(names) or "none"
-    return "\n".join([*lines, f"There are {there_are}. docs/peft.md translates PEFT's names."])
+    lines.append(f"It takes {', '.join(names) or 'none'}. docs/peft.md translates PEFT's names.")
+    return "\n".join(lines)
 
 
 def knows_words_of_peft(function: F) -> F:

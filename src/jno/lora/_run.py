@@ -7,6 +7,7 @@ program also saves the memory of intermediate results, such as a float32 copy of
 import dataclasses
 import functools
 import logging
+import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -108,7 +109,7 @@ def _program(function: Any, form: _Form, arrays: list[Any]) -> tuple[list[Any], 
     args = form.tree_of(arrays)
     given = {id(x): _Given(place) for place, x in enumerate((*args, *arrays))}
     leaves, treedef = jtu.tree_flatten(function(*args), is_leaf=lambda x: id(x) in given)
-    if "Trace" in str(treedef):
+    if re.search(r"Tracer\(|Traced<", str(treedef)):
         raise TypeError("a static field keeps a traced array, which is broken outside of a program")
     computed = [x for x in leaves if eqx.is_array(x) and id(x) not in given]
     items = (given.get(id(x), _AN_ARRAY if eqx.is_array(x) else x) for x in leaves)

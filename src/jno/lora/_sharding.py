@@ -112,8 +112,7 @@ def _beside(leaf: object, anchor: jax.Array) -> PyTree:
 
 
 def _automatic(mesh: Any) -> Mesh:
-    axis_types = (AxisType.Auto,) * len(mesh.axis_names)
-    return Mesh(mesh.devices, mesh.axis_names, axis_types=axis_types)
+    return Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * len(mesh.axis_names))
 
 
 def _put(leaf: object, sharding: NamedSharding) -> PyTree:

@@ -157,8 +157,7 @@ def with_shared_values(
     def bool_of(flag: PyTree, item: PyTree) -> PyTree:
         if not is_shared(item):
             return flag
-        trains = values.get(item.name, flag.value)
-        return kept(item, None if item.value is None else trains)
+        return kept(item, None if item.value is None else values.get(item.name, flag.value))
 
     return jax.tree.map(bool_of, mask, adapter, is_leaf=is_shared)
 

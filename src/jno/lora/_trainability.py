@@ -63,9 +63,9 @@ def lora_param_labels(params: PyTree) -> PyTree[str]:
 
 def _labels(node: object) -> PyTree[str]:
     def label(path: KeyPath, inner: object) -> PyTree[str]:
-        if is_adapter(inner):  # an adapter may be built of adapters
-            return _labels(inner)
-        return "other" if path[0].name == "base" else path[0].name
+        if path[0].name == "base":
+            return jax.tree.map(lambda _: "other", inner)
+        return _labels(inner) if is_adapter(inner) else path[0].name  # adapters built of adapters
 
     def is_leaf(inner: object) -> bool:
         return is_adapter(inner) and inner is not node
@@ -159,6 +159,7 @@ def _inside(adapter: LoRAWrapper) -> PyTree[int]:
     def mark(path: KeyPath, node: PyTree) -> PyTree[int]:
         role = roles.get(path[0].name, 0)
         if is_leaf(path, node):
+            # An array trains if both adapters train it.
             return jax.tree.map(lambda inner: inner & role, _inside(node))
         return role
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import sys
 from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping
 from typing import Any, Literal, TypeAlias, TypeVar
 
@@ -63,13 +64,16 @@ def default_adapters(layer: PyTree) -> tuple[type[LoRAWrapper], ...]:
     return ()
 
 
-def _register_default_adapters(cls: type, function: Any = None) -> Any:
+_NOT_YOURS = {*sys.stdlib_module_names, "equinox", "jax", "jaxlib"}
+
+
+def _register_default_adapters(cls: object, function: Any = None) -> Any:
     """`singledispatch`'s `register`, for layers that a user has chosen by choosing a library."""
-    if cls.__module__.partition(".")[0] in ("builtins", "collections", "equinox", "jax"):
+    if not isinstance(cls, type) or cls.__module__.partition(".")[0] in _NOT_YOURS:
         raise PluginError(
-            f"{cls.__name__} gets its adapters by default from jno-lora alone, so that importing a "
-            "plugin changes no call. Name the adapter in the call, or register a layer class of "
-            "your own."
+            f"{getattr(cls, '__name__', cls)} gets its adapters by default from jno-lora alone, so "
+            "that importing a plugin changes no call. Name the adapter in the call, or register a "
+            "layer class of your own: @default_adapters.register(MyLayer)"
         )
     return _register(cls, function)
 

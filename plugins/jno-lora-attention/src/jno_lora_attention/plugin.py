@@ -9,7 +9,7 @@ jno_lora_api = 1
 
 @hookimpl
 def jno_lora_wrappers() -> Iterable[type[LoRAWrapper]]:
-    """The three adapters."""
+    """The adapters."""
     from . import IA3Attention, LoRAAttention, PrefixAttention
 
     return [LoRAAttention, IA3Attention, PrefixAttention]

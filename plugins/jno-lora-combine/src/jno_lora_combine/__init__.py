@@ -5,7 +5,8 @@ from ._effects import AdapterEffect, AdapterEffects, adapter_effects, plot_adapt
 from ._extract_lora import extract_lora
 from ._intruders import IntruderReport, IntruderRow, reduce_intruders, report_intruders
 from ._pictures import new_picture
-from ._products import UpdateReport, UpdateRow, scale_adapters
+from ._report import UpdateReport, UpdateRow
+from ._scaling import scale_adapters
 from ._stacking import stack_adapters, take_adapters
 from ._sum import AdapterSum, split_adapters, sum_adapters
 from ._to_lora import shrink, to_lora

@@ -24,22 +24,17 @@ from jno.lora.extending import (
 )
 from jno_lora_zoo import Factors
 
-from ._products import (
-    UpdateReport,
-    UpdateRow,
-    check_fraction,
-    check_products,
+from ._checks import check_fraction, check_products, listed_sets, paths_of
+from ._factors import (
     cut,
     factors_of,
-    listed_sets,
     lost_by_cutting,
-    paths_of,
     side_by_side,
-    summed,
     triplets_of,
     triplets_of_product,
-    weighted,
 )
+from ._report import UpdateReport, UpdateRow
+from ._scaling import summed, weighted
 from ._sum import AdapterSum, split_adapters
 
 Combination = Literal[

@@ -30,6 +30,7 @@ from jno.lora.extending import (
     tracked,
 )
 
+from ._factors import norm_of
 from ._plain_lora import (
     Truncation,
     adapted_arrays,
@@ -40,7 +41,7 @@ from ._plain_lora import (
     nearest_lora,
     update_between,
 )
-from ._products import UpdateReport, UpdateRow, norm_of
+from ._report import UpdateReport, UpdateRow
 
 M = TypeVar("M")
 Leftovers = Literal["raise", "keep", "drop"]

@@ -32,8 +32,9 @@ from jno.lora.extending import (
 )
 from jno_lora_zoo import Factors, known_factors
 
+from ._checks import check_fraction
+from ._factors import side_by_side, within_full_rank
 from ._matrices import MatrixRow, before_and_after, matrices_of
-from ._products import check_fraction, side_by_side, within_full_rank
 from ._to_lora import to_lora
 
 

@@ -40,7 +40,6 @@ def activate(
             "A net cannot store traced `weights`. Call `sum_adapters(model, sets, "
             "weights=weights)` inside of the transformation; it changes no net."
         )
-    train = list(train)
     adapters = {name: stored.adapters for name, stored in sets.items()}
     summed = sum_adapters(model, adapters, weights=weights, train=train)
     former = {name: stored.weights.get(frozenset(sets), {}) for name, stored in sets.items()}
@@ -108,7 +107,7 @@ def deactivate(
             adapters=adapters,
             trains=trains[name],
             weights={**sets[name].weights, frozenset(sets): weights[name]},
-            identity=object(),
+            identity=object(),  # trained in a sum, so that a former hand-out no longer fits
         )
         for name, adapters in split_adapters(extract_adapters(model)).items()
     }

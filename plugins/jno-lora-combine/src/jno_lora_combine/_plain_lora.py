@@ -32,8 +32,9 @@ from jno.lora.extending import (
 )
 from jno_lora_zoo import Factors, Triplets
 
+from ._checks import check_fraction
+from ._factors import cut, lost_by_cutting, rank_for, triplets_of
 from ._matrices import matrices_of
-from ._products import check_fraction, cut, lost_by_cutting, rank_for, triplets_of
 
 T = TypeVar("T")
 # The update of each matrix of a layer by its name, which is empty in a layer with one matrix.

@@ -14,7 +14,8 @@ from jaxtyping import Array
 from jno.lora import AdapterSet, LooseAdapter, SelectionError
 from jno.lora.extending import bullets, check_rank, run, show_array, show_path, widest
 
-from ._products import check_products, factors_of, listed_sets, padded, paths_of
+from ._checks import check_products, listed_sets, paths_of
+from ._factors import factors_of, padded
 
 
 def stack_adapters(

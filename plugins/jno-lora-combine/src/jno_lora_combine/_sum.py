@@ -51,9 +51,13 @@ from jno.lora.extending import (
 )
 from jno_lora_zoo import Factors, kind_for
 
-from ._products import side_by_side, within_full_rank
+from ._factors import side_by_side, within_full_rank
 
 M = TypeVar("M")
+_ADVICE = (
+    "Merge one of them, and adapt the merged model: then the second acts on the result of the "
+    "first. Or convert them to products: extract_adapters(to_lora(model, rank=...)[0])."
+)
 
 
 class _Part(NamedTuple):
@@ -326,7 +330,7 @@ def sum_adapters(
         raise SelectionError(
             f"`weights` must be a dict of numbers by name, or 'train', but is {weights!r}."
         )
-    numbers, train = dict(weights) if isinstance(weights, Mapping) else {}, list(train)
+    numbers = dict(weights) if isinstance(weights, Mapping) else {}
     for name, weight in numbers.items():
         check_number(f"weights[{name!r}]", weight)
     _check_names(sets, (*numbers, *train))
@@ -343,12 +347,6 @@ def sum_adapters(
         raise SelectionError(f"These adapters cannot be added:\n{bullets(problems)}\n{_ADVICE}")
     summed = {path: _sum_at(path, sets, numbers, train, weights == "train") for path in paths}
     return put_around(plain, AdapterSet(summed))
-
-
-_ADVICE = (
-    "Merge one of them, and adapt the merged model: then the second acts on the result of the "
-    "first. Or convert them to products: extract_adapters(to_lora(model, rank=...)[0])."
-)
 
 
 def _check_names(sets: Mapping[str, AdapterSet], names: Iterable[str]) -> None:

@@ -26,6 +26,7 @@ from jno.lora.extending import (
 )
 from jno_lora_zoo import Factors, known_factors
 
+from ._factors import triplets_of_product
 from ._plain_lora import (
     Truncation,
     adapted_arrays,
@@ -36,9 +37,10 @@ from ._plain_lora import (
     nearest_lora,
     update_between,
 )
-from ._products import PRODUCT_STATE, UpdateReport, UpdateRow, triplets_of_product
+from ._report import UpdateReport, UpdateRow
 
 M = TypeVar("M")
+_PRODUCT_STATE = {"lora_A", "lora_B", "multiplier"}  # `multiplier` is a frozen factor of the scale
 _SAY_HOW_MUCH = (
     "its update is not known as a low-rank product; say how much of it to keep, by `rank=` or by "
     "`energy=0.99`"
@@ -140,7 +142,7 @@ def _is_plain_lora(adapter: LoRAWrapper, classes: list[type[MatrixAdapter]]) -> 
         return True
     if type(adapter) not in classes:
         return False
-    if extra := adapter.state().keys() - PRODUCT_STATE:
+    if extra := adapter.state().keys() - _PRODUCT_STATE:
         raise WrapperError(f"it also trains {', '.join(sorted(extra))}; merge it instead")
     return True
 

@@ -108,6 +108,8 @@ def save_peft(
         "PEFT cannot save these arrays beside the adapters",
         "Nothing was written. To write the adapters alone, save `net.module`.",
     )
+    names = {written.adapter.path: module for module, written in modules.items()} | arrays.names
+    add_proof = default_registry().recorded(given, proof, names)
     if modules:
         try:
             settings |= _settings_of(adapters, arrays, model, rename, task_type)
@@ -123,9 +125,7 @@ def save_peft(
         write(directory, {**settings, "inference_mode": True, **settings_alone}, tensors)
     else:
         raise PeftFormatError("The model carries no adapters to save. Save before merging.")
-    if proof is not None:
-        names = {written.adapter.path: module for module, written in modules.items()}
-        default_registry().proofs().write(given, directory, proof, names | arrays.names)
+    add_proof(directory)
 
 
 def _settings_of(

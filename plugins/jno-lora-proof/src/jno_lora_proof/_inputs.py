@@ -12,6 +12,11 @@ from jaxtyping import PyTree
 
 from jno.lora import SelectionError, resolve
 
+_AXES = (
+    "The arrays of a proof's inputs have a leading axis of examples, over which the model is "
+    "mapped, unless they are Inputs(args, batched=False)."
+)
+
 
 @dataclasses.dataclass(frozen=True)
 class Inputs:
@@ -62,9 +67,12 @@ class Inputs:
         model, call = resolve(eqx.nn.inference_mode(model)), self.call or _call
         args, kwargs = self.arrays()
 
-        found, again = (
-            _arrays(_run(model, call, self.batched, args, kwargs), self.batched) for _ in range(2)
-        )
+        try:
+            runs = [_run(model, call, self.batched, args, kwargs) for _ in range(2)]
+        except (TypeError, ValueError) as err:
+            err.add_note(_AXES)
+            raise
+        found, again = (_arrays(outputs, self.batched) for outputs in runs)
         if not all(map(np.array_equal, found, again, [True] * len(found))):
             raise SelectionError(
                 "The model is random: two calls on the same inputs differ. Pass it a fixed key "

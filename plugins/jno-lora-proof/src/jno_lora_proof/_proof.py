@@ -197,17 +197,18 @@ def prove(
     return _judged(record, path, rows, cause, adapted, plain, scheme)
 
 
-def write(
-    model: PyTree | Net, path: FilePath, inputs: Any, names: Mapping[str, str] | None = None
-) -> None:
-    """Put a proof into a file of adapters, or beside the files of PEFT in a folder.
+def recorded(
+    model: PyTree | Net, inputs: Any, names: Mapping[str, str] | None = None
+) -> Callable[[FilePath], None]:
+    """Call the model, and return what puts its proof into a file of adapters or a folder of PEFT.
 
     - `inputs`: `Inputs`, a tuple of the model's arguments, or the one argument.
     - `names`: the name in the file of each path of an adapted layer, where they differ.
 
     **Raises:** `SelectionError` if the model is random, or an input cannot be kept.
     """
-    add_record(path, Record.of(model, Inputs.of(inputs)).renamed(names or {}))
+    record = Record.of(model, Inputs.of(inputs)).renamed(names or {})
+    return lambda path: add_record(path, record)
 
 
 def check(model: PyTree, path: FilePath, names: Mapping[str, str] | None = None) -> None:

@@ -55,14 +55,15 @@ def save_adapters(
         for. A layer that its adapter changed (PiSSA) gets a hash only from a `Net`.
     - `metadata`: a flat dict of strings, bools, finite numbers and lists of these, such as
         `{"nu": 0.05}`. `read_metadata(path)` returns it, and `jno-lora inspect` shows it.
-    - `proof`: inputs of the model. The file then keeps what the model computes on them, so that
+    - `proof`: inputs of the model with a leading axis of examples; a tuple if it takes several;
+        or `Inputs` of the plugin. The file then keeps what the model computes on them, so that
         `load_adapters(..., prove=True)` and `prove` of the plugin find out whether loaded adapters
         act. Needs `jno-lora[proof]`.
 
     **Raises:** `CheckpointError` if there are no adapters, an array or a value of the metadata
     cannot be stored (typed PRNG keys, dtypes that safetensors lacks, tracers; NaN, nested dicts),
-    or the file cannot be written. `SelectionError`
-    if the model given as `base_values` lacks a layer of the set.
+    or the file cannot be written. `SelectionError` if the model given as `base_values` lacks a
+    layer of the set.
     """
     if isinstance(model, NotAPytree):
         net: Any = model
@@ -72,9 +73,10 @@ def save_adapters(
     if not isinstance(model, AdapterSet):
         expect_model(model, "save_adapters")
         _refuse_half(model)
-    save(model, path, default_registry(registry), base_values, metadata)
-    if proof is not None:
-        default_registry(registry).proofs().write(model, path, proof)
+    registry = default_registry(registry)
+    add_proof = registry.recorded(model, proof)
+    save(model, path, registry, base_values, metadata)
+    add_proof(path)
 
 
 def save_extended(
@@ -175,8 +177,8 @@ def _content(
     base_values = hashes(layers, {path: adapter.layer for path, adapter in loose.items()})
     section = None
     if extension is not None:
-        names, content = tuple(extension.arrays), dict(extension.content)
-        section = Section(**{**vars(extension), "arrays": names, "content": content})
+        about = extension.distribution, extension.kind, extension.reader
+        section = Section(*about, dict(extension.content), tuple(extension.arrays))
     configuration = Configuration(
         {"jno-lora": __version__, "jax": jax.__version__, "equinox": eqx.__version__},
         tuple(adapters.shared) or None,

@@ -1,6 +1,7 @@
 """Arrays that a layer stores in another form, such as the codes of a quantised weight."""
 
 import abc
+import functools
 import math
 import operator
 from collections.abc import Callable, Iterator
@@ -106,15 +107,12 @@ class CodedArray(eqx.Module):
         return self.decoded()
 
 
-def _by_decoding(name: str) -> Callable[..., Array]:
-    def operate(self: CodedArray, *operands: Any) -> Array:
-        return getattr(self.decoded(), name)(*operands)
-
-    return operate
+def _decoded_then(array: CodedArray, name: str, *operands: Any) -> Array:
+    return getattr(array.decoded(), name)(*operands)
 
 
 for _name in ("add", "radd", "sub", "rsub", "mul", "rmul", "truediv", "rtruediv", "neg", "pow"):
-    setattr(CodedArray, f"__{_name}__", _by_decoding(f"__{_name}__"))
+    setattr(CodedArray, f"__{_name}__", functools.partialmethod(_decoded_then, f"__{_name}__"))
 
 
 def _times_from_the_left(W: Array, x: Array) -> Array:

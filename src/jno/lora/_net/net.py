@@ -181,7 +181,7 @@ class Net(NotAPytree):
         self._refuse("lora", with_sum=True)
         state = self._state
         call = Spec(target=target, rank=rank, alpha=alpha, wrapper=wrapper, options=options)
-        plan = plan_call(state.module, specs, call, state.mask, self._state.registry)
+        plan = plan_call(state.module, specs, call, state.mask, state.registry)
         if plan.carriers and not plan.wrapped:
             carriers = (f"{show_path(row.path)} ({row.explanation})" for row in plan.carriers)
             raise SelectionError(
@@ -481,10 +481,10 @@ class Net(NotAPytree):
         **Arguments** and **Raises:** as `save_adapters`. The default `registry` is the net's.
         """
         state = self._whole
-        registry, originals = registry or self._state.registry, state.original_layers()
+        registry, originals = registry or state.registry, state.original_layers()
+        add_proof = registry.recorded(self, proof)
         save(state.module, path, registry, base_values, metadata, originals=originals)
-        if proof is not None:
-            registry.proofs().write(self, path, proof)
+        add_proof(path)
         if unsaved := state.trained_outside():
             warn(
                 f"The adapters were saved. {len(unsaved)} other arrays train too, and are in no "
@@ -538,7 +538,7 @@ class Net(NotAPytree):
                 "net.add_adapter(name, jno.lora.read_adapters(path)).activate(name)"
             )
         if prove:
-            (registry or self._state.registry).proofs().check(loaded.module, path)
+            (registry or state.registry).proofs().check(loaded.module, path)
         return self._become(loaded.with_names_of_sum())
 
     @property

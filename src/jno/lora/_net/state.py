@@ -299,8 +299,7 @@ class NetState:
                 "The model carries adapters without a name, which would be lost. Call "
                 "net.add_adapter(name) to keep them, or net.unwrap() to drop them."
             )
-        plain = self.plain()
-        return dataclasses.replace(plain, sets=NamedSets(self.sets.stored).having(active))
+        return dataclasses.replace(self.plain(), sets=NamedSets(self.sets.stored).having(active))
 
     def _without_adapters(self, module: PyTree) -> "NetState":
         return dataclasses.replace(

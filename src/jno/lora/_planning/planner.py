@@ -194,8 +194,7 @@ def _own_ndim(layer: PyTree, name: str) -> float:
         return len(axes.split())
     if isinstance(layer, _WITH_MATRICES) and name.startswith("weight"):
         return 2 + getattr(layer, "num_spatial_dims", 0)
-    is_norm = isinstance(layer, eqx.nn.LayerNorm | eqx.nn.RMSNorm)
-    return len(layer.shape) if is_norm else math.inf
+    return len(layer.shape) if isinstance(layer, eqx.nn.LayerNorm | eqx.nn.RMSNorm) else math.inf
 
 
 def _is_integer_matrix(value: PyTree) -> bool:

@@ -84,8 +84,9 @@ class LoraReport(Printed[ReportRow]):
 
     def _title(self) -> str:
         layers = f"{len(self.rows)} adapted {'layer' if len(self.rows) == 1 else 'layers'}"
-        inactive = f", inactive sets: {self.inactive} (net.activate)" if self.inactive else ""
-        return layers + inactive
+        return (
+            f"{layers}, inactive sets: {self.inactive} (net.activate)" if self.inactive else layers
+        )
 
     def _caption(self) -> str:
         return f"{self.trainable:,} of {self.total:,} parameters train ({self.percentage:.2f} %)"
@@ -133,8 +134,7 @@ def lora_report(model: PyTree, *, merge_error: bool = False) -> LoraReport:
     if the merge error cannot be measured.
     """
     expect_model(model, "lora_report")
-    trainable = lora_trainable_filter(model)
-    return report_on(model, trainable, default_registry(), measure=merge_error)
+    return report_on(model, lora_trainable_filter(model), default_registry(), measure=merge_error)
 
 
 def _shown_rank(row: ReportRow) -> str:

@@ -91,12 +91,13 @@ class Sums(NamedTuple):
 class Proofs(NamedTuple):
     """What a plugin returns from the hook `jno_lora_provers`.
 
-    - `write`: `write(model, path, inputs, names)` puts a proof into a file, or a folder of PEFT.
-        `names` has the name in the file of each path, where they differ, or is `None`.
+    - `record`: `record(model, inputs, names)` calls the model, and returns a function that puts the
+        proof into a file, or a folder of PEFT, by its path. `names` has the name in the file of
+        each path, where they differ, or is `None`.
     - `check`: `check(model, path, names)` raises a `CheckpointError` if the adapters do not act.
     """
 
-    write: Callable[..., None]
+    record: Callable[..., Callable[..., None]]
     check: Callable[..., None]
 
 

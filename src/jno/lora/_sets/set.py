@@ -121,8 +121,7 @@ class LooseAdapter(eqx.Module):
     def is_product(self) -> bool:
         """Whether the adapter only adds `s B A`."""
         # `multiplier` is a frozen factor of the scale.
-        is_alone = self.state.keys() <= {"lora_A", "lora_B", "multiplier"}
-        return is_alone and self.scale is not None
+        return self.scale is not None and self.state.keys() <= {"lora_A", "lora_B", "multiplier"}
 
 
 class AdapterSet(NotAModel, eqx.Module):

@@ -1,7 +1,7 @@
 """Operations that call a traced function, which the same `Evaluation` evaluates."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import jax
@@ -16,18 +16,18 @@ Evaluation: TypeAlias = Any  # in `_evaluate.py`, which imports this file
 _CARRIED = "carried by a loop, which may change it"
 
 
-def _jit(evaluation: Evaluation, eqn: JaxprEqn, values: list[Value]) -> Value:
+def _jit(evaluation: Evaluation, eqn: JaxprEqn, values: list[Value]) -> Sequence[Value]:
     with jax.named_scope(eqn.params["name"]):
         return evaluation.run(eqn.params["jaxpr"], values)
 
 
-def _remat(evaluation: Evaluation, eqn: JaxprEqn, values: list[Value]) -> Value:
+def _remat(evaluation: Evaluation, eqn: JaxprEqn, values: list[Value]) -> Sequence[Value]:
     run = functools.partial(evaluation.run_dense, eqn.params["jaxpr"])
     options = {name: eqn.params[name] for name in ("policy", "prevent_cse")}
     return jax.checkpoint(run, **options)(values)
 
 
-def _scan(evaluation: Evaluation, eqn: JaxprEqn, values: list[Value]) -> Value:
+def _scan(evaluation: Evaluation, eqn: JaxprEqn, values: list[Value]) -> Sequence[Value]:
     params = eqn.params
     n, m = counts_of_scan(eqn)
     consts, xs = values[:n], values[n + m :]
@@ -53,7 +53,7 @@ def _scanned(evaluation: Evaluation, x: Value) -> tuple[PyTree, Callable[[PyTree
         return evaluation.merged(x, "scan", declined.reason), lambda x: x
 
 
-def _cond(evaluation: Evaluation, eqn: JaxprEqn, values: list[Value]) -> Value:
+def _cond(evaluation: Evaluation, eqn: JaxprEqn, values: list[Value]) -> Sequence[Value]:
     index, *operands = values
     # Functions for other platforms may not compile here.
     if eqn.params.get("branches_platforms") and not _is_watched(operands):
@@ -63,7 +63,7 @@ def _cond(evaluation: Evaluation, eqn: JaxprEqn, values: list[Value]) -> Value:
     return jax.lax.switch(evaluation.merged(index, "cond", "an index"), branches)
 
 
-def _while(evaluation: Evaluation, eqn: JaxprEqn, values: list[Value]) -> Value:
+def _while(evaluation: Evaluation, eqn: JaxprEqn, values: list[Value]) -> Sequence[Value]:
     params = eqn.params
     n, m = params["cond_nconsts"], params["body_nconsts"]
     cond_consts, body_consts = values[:n], values[n : n + m]
@@ -75,7 +75,7 @@ def _while(evaluation: Evaluation, eqn: JaxprEqn, values: list[Value]) -> Value:
     )
 
 
-def _shard_map(evaluation: Evaluation, eqn: JaxprEqn, values: list[Value]) -> Value:
+def _shard_map(evaluation: Evaluation, eqn: JaxprEqn, values: list[Value]) -> Sequence[Value]:
     params = eqn.params
     operands: list[Value] = []
     in_specs: list[PartitionSpec | Virtual] = []
@@ -101,7 +101,7 @@ def _shard_map(evaluation: Evaluation, eqn: JaxprEqn, values: list[Value]) -> Va
     return mapped(*operands)
 
 
-def _custom(evaluation: Evaluation, eqn: JaxprEqn, values: list[Value]) -> Value:
+def _custom(evaluation: Evaluation, eqn: JaxprEqn, values: list[Value]) -> Sequence[Value]:
     if _is_watched(values):
         return evaluation.run(eqn.params["call_jaxpr"], values)
     # The rule needs the whole weight, and may differ from the true derivative.

@@ -118,25 +118,28 @@ class Evaluation:
             mark = _jax.mark_in(eqn)
             if mark is not None:
                 return self._read(eqn, mark, values)
-            name, reason, is_choice = eqn.primitive.name, None, False
             try:
-                if name in CALLS:
-                    return CALLS[name](self, eqn, values)
-                if name not in RULES:
-                    raise DeclinedError("no rule")
-                result = RULES[name](eqn, values)
-                results = result if isinstance(result, list) else [result]
-                if all(isinstance(result, Virtual) for result in results):
-                    return results
+                if eqn.primitive.name in CALLS:
+                    return CALLS[eqn.primitive.name](self, eqn, values)
+                results = _by_rule(eqn, values)
             except DeclinedError as declined:
-                results, reason, is_choice = None, declined.reason, declined.is_choice
-            for mark in _jax.marks_in(eqn):
-                inside = "a function with a rule of its own reads it"
-                self._note(Use(mark.adapter_name, (), name, inside))
-            for weight in values:
-                if isinstance(weight, Virtual):
-                    self._note(Use(weight.name, weight.shape, name, reason), is_choice)
+                self._note_uses(eqn, values, declined.reason, declined.is_choice)
+                return None
+            if not all(isinstance(result, Virtual) for result in results):
+                self._note_uses(eqn, values, None)
             return results
+
+    def _note_uses(
+        self, eqn: JaxprEqn, values: list[Value], reason: str | None, is_choice: bool = False
+    ) -> None:
+        """Record a use of each adapted weight that an equation reads."""
+        name = eqn.primitive.name
+        for mark in _jax.marks_in(eqn):
+            inside = "a function with a rule of its own reads it"
+            self._note(Use(mark.adapter_name, (), name, inside))
+        for weight in values:
+            if isinstance(weight, Virtual):
+                self._note(Use(weight.name, weight.shape, name, reason), is_choice)
 
     def _read(self, eqn: JaxprEqn, mark: Mark, values: list[Value]) -> Sequence[Value] | None:
         reason = "differentiated or mapped by vmap inside of the function"
@@ -156,3 +159,11 @@ class Evaluation:
                 f"{use.operation} of the weight {use.shape} of a {use.adapter} needs the merged "
                 f"weight: {use.reason}. Without `strict`, it is merged there."
             )
+
+
+def _by_rule(eqn: JaxprEqn, values: list[Value]) -> list[Value]:
+    """The results of an operation. **Raises:** `DeclinedError` if it needs merged weights."""
+    if eqn.primitive.name not in RULES:
+        raise DeclinedError("no rule")
+    result = RULES[eqn.primitive.name](eqn, values)
+    return result if isinstance(result, list) else [result]

@@ -54,9 +54,9 @@ def read_marked(adapter: Any, name: str) -> Any:
     return read([x for x in leaves if eqx.is_array(x)])
 
 
-# Adapters with equal structures share a trace.
+# Adapters with equal structures share a trace. `_text` is part of the key.
 @functools.lru_cache(maxsize=1024)
-def _reader(mark: Mark, text: str) -> Callable[[list[Array]], Array]:
+def _reader(mark: Mark, _text: str) -> Callable[[list[Array]], Array]:
     def read(arrays: list[Array]) -> Array:
         return merge_lora(mark.adapter(arrays)).weight
 

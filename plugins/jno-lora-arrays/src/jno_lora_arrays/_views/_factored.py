@@ -31,8 +31,8 @@ class Factored(View):
     """A view of `W + B A`: a view `base` of `W`, and the factors `A` and `B`.
 
     The axes that only `A` has are inputs of the weight, and those that only `B` has are outputs.
-    Both factors have the axes of a stack and the rank. Neither has an axis of `base` of size one,
-    if a reshape made it.
+    Both factors have the axes of a stack and the rank. A reshape may give `base` axes of
+    size one that neither factor has.
     """
 
     name: str = field(static=True)
@@ -130,6 +130,7 @@ class Factored(View):
         y = dot.applied_to(self.base.array)
         summed = "".join(self.base.names[axis] for axis in dot.weight_axes.summed)
         sums_outputs = common(summed, self.outputs) and not common(summed, self.inputs)
+        # First the factor whose axis is summed: the product in between has the rank as its size.
         first, second = (self.B, self.A) if sums_outputs else (self.A, self.B)
         return lax.add(y, _dot_with_factors(dot, first, second, self.base))
 
@@ -152,13 +153,13 @@ class Factored(View):
     def scanned(self) -> tuple[dict[str, Array], Callable[[dict[str, Array]], "Factored"]]:
         axis = self.base.names[0]
         fields = {"base": self.base, "A": self.A, "B": self.B}
-        names = {field: without(x.names, axis) for field, x in fields.items() if axis in x.names}
+        names = {key: without(x.names, axis) for key, x in fields.items() if axis in x.names}
 
         def slice_of(slices: dict[str, Array]) -> Factored:
-            slices_by_field = {field: Named(x, names[field]) for field, x in slices.items()}
-            return dataclasses.replace(self, **slices_by_field)
+            parts = {key: Named(x, names[key]) for key, x in slices.items()}
+            return dataclasses.replace(self, **parts)
 
-        return {field: fields[field].arranged(axis + names[field]) for field in names}, slice_of
+        return {key: fields[key].arranged(axis + names[key]) for key in names}, slice_of
 
     def specs(self, spec: PartitionSpec) -> "Factored":
         mesh_axes = dict(itertools.zip_longest(self.base.names, spec))

@@ -96,7 +96,7 @@ def grow(
 
     def adapted(layer: Any, key: PRNGKeyArray) -> Grown:
         adapter: Grown = cls(layer, rank, float(rank), key=key, rows=outputs, columns=columns)
-        return adapter.started(checked_start, key)
+        return adapter.with_start(checked_start, key)
 
     larger = _enlarged(layer, cls, outputs, inputs)
     stack = larger.weight.shape[: cls.stack_ndim(larger)]

@@ -109,7 +109,7 @@ class Grown(Method):
         columns = jnp.pad(self.new_columns, ((0, 0), (1, 0)))
         return jnp.concatenate([columns[:, jnp.maximum(i - old + 1, 0)], self.new_rows[:, i]])
 
-    def started(self, start: str | tuple[int, ...], key: PRNGKeyArray) -> "Grown":
+    def with_start(self, start: str | tuple[int, ...], key: PRNGKeyArray) -> "Grown":
         """This adapter with new outputs (of a table: tokens) that start according to `start`."""
         name = ("new_rows", "new_columns")[self.start_axis]
         values = getattr(self, name)
@@ -122,11 +122,12 @@ class Grown(Method):
             new = started_rows(start, old.T, c, key).T
         else:  # the new inputs stay zero
             new = jnp.pad(started_rows(start, old, r, key), ((0, 0), (0, c)))
-        started = eqx.tree_at(lambda a: getattr(a, name), self, new.astype(values.dtype))
+        grown = eqx.tree_at(lambda a: getattr(a, name), self, new.astype(values.dtype))
+        # Inputs have no bias, and a random start is of the weights alone.
         if b is None or self.new_bias is None or self.start_axis or start == "random":
-            return started
+            return grown
         bias = started_rows(start, b[:-r], r, key).astype(self.new_bias.dtype)
-        return eqx.tree_at(lambda a: a.new_bias, started, bias)
+        return eqx.tree_at(lambda a: a.new_bias, grown, bias)
 
 
 class GrownLinear(Grown, LinearLayer):

@@ -32,8 +32,8 @@ class EmbeddingLayer(MatrixLayer):
     @classmethod
     def fits(cls, leaf: object) -> bool:
         shape = (getattr(leaf, "num_embeddings", None), getattr(leaf, "embedding_size", None))
-        sizes = [size for size in shape if isinstance(size, int | np.integer) and size > 0]
-        if not callable(leaf) or len(sizes) < 2:
+        has_sizes = all(isinstance(size, int | np.integer) and size > 0 for size in shape)
+        if not callable(leaf) or not has_sizes:
             return False
         weight: Any = getattr(leaf, "weight", None)
         return is_float_array(weight) and weight.shape[-2:] == shape

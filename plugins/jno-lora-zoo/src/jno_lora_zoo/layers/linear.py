@@ -82,9 +82,9 @@ class LinearLayer(MatrixLayer):
             return self.product(x) + U.times(self.vector(x))
         # If stored for the backward pass, the matrices of all layers would be as large as the
         # model.
-        plus = recomputed(_plus) if isinstance(U.matrix, Partial) else _plus
+        add = recomputed(_plus) if isinstance(U.matrix, Partial) else _plus
         weight = self.base.weight
-        return plus(weight if is_coded(weight) else jnp.asarray(weight), U.matrix, self.vector(x))
+        return add(weight if is_coded(weight) else jnp.asarray(weight), U.matrix, self.vector(x))
 
     def finish(self, y: Array, b: Bias | None) -> Array:
         if b is not None:
@@ -101,7 +101,7 @@ class LinearLayer(MatrixLayer):
 def _plus(weight: Any, matrix: Callable[[], Matrix], x: Array) -> Array:
     """`(W + U) x` by the matrix `U`."""
     update = cast_like(matrix(), weight)
-    # The first would round away a small update, and the second should not be decoded beside it.
+    # A sum in half precision rounds a small update away, and a coded weight is not decoded for it.
     if weight.dtype.itemsize < 4 or is_coded(weight):
         return weight @ x + update @ x
     return (weight + update) @ x
