@@ -27,13 +27,15 @@ BENCH_SIDES := $(foreach side,ours jno peft,.bench/$(side)/.ready-$(DEVICE))
 demo: $(VENV)/.ready
 	$(BIN)/jno-lora demo
 
-# The behaviour of the core and of each plugin.
+# The behaviour of the core and of each plugin, without the tests that are marked as slow.
 BEHAVIOUR := tests/core tests/properties tests/sharding
 test: $(VENV)/.ready
-	$(BIN)/pytest $(SHARED) $(BEHAVIOUR) plugins
+	$(BIN)/pytest $(SHARED) -m "not slow" $(BEHAVIOUR) plugins
 
-# What else CI runs: pages, packaging, examples, studies; tests/packaging runs tests/core with the core alone.
+# What else CI runs: slow tests, pages, packaging, examples, studies; tests/packaging runs tests/core
+# with the core alone.
 test-more: $(VENV)/.ready
+	$(BIN)/pytest $(SHARED) -m slow $(BEHAVIOUR) plugins
 	$(BIN)/pytest $(SHARED) tests $(BEHAVIOUR:%=--ignore %)
 
 # Every method on every kind of layer (tests/pairs.py): before a release, and each week.

@@ -136,6 +136,7 @@ DEEP = """
 """
 
 
+@pytest.mark.slow
 def test_models_may_be_as_deep_as_jax_takes_them(tmp_path):
     # Within Python's own limit: as deep as JAX's tree functions go, but for some frames.
     command = [sys.executable, "-c", textwrap.dedent(DEEP), "900", "1000", tmp_path / "file"]

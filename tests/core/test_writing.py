@@ -162,6 +162,7 @@ EVERY_LINE = """
 """
 
 
+@pytest.mark.slow
 def test_a_process_killed_or_interrupted_at_any_line_leaves_the_old_file_or_the_new_one(file):
     script = [sys.executable, "-c", textwrap.dedent(EVERY_LINE), str(file)]
     done = subprocess.run(script, capture_output=True, text=True, timeout=120)

@@ -94,6 +94,7 @@ def train_transformer(layout):
         return train(model, data, optax.adam(1e-2, eps=1e-4), 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", LAYOUTS if ALL else ["fsdp", "2d"])
 def test_a_transformer_with_stacked_blocks_and_adam(layout):
     trained, losses, program = train_transformer(layout)

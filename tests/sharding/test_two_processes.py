@@ -75,6 +75,7 @@ def alone(tmp_path_factory):
     return step_and_merge(mesh, tmp_path_factory.mktemp("alone"))
 
 
+@pytest.mark.slow
 def test_both_processes_see_what_one_process_sees(results, alone):
     first, second = results
     assert first.keys() == second.keys() == alone.keys()

@@ -308,6 +308,7 @@ def adapted(shape, axes, method, rank=2):
     return moved, frozen
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "method", "is_computed"), CASES)
 def test_values_gradients_and_reports(name, method, is_computed):
     function, shape, axes = RULES[name]

@@ -100,6 +100,7 @@ IDS = jnp.array([0, 5, 23, -1, 5])
 
 
 # Another structure of methods each. `auto` is LoRA, as in a net.
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["auto", "dora", "oft", "vera", *(["lokr"] if ALL else [])])
 def test_values_gradients_and_reports_are_those_of_the_function(model, method):
     call = lambda m, ids: m(ids)  # noqa: E731
@@ -117,6 +118,7 @@ def test_values_gradients_and_reports_are_those_of_the_function(model, method):
             eqx.filter_eval_shape(through(call, strict=True), m, IDS)
 
 
+@pytest.mark.slow
 def test_while_loops_that_read_weights(model):
     def function(m, x):
         size = lambda x: jnp.sum(jnp.abs(x @ m.dense.weight))  # noqa: E731
@@ -127,6 +129,7 @@ def test_while_loops_that_read_weights(model):
     assert jnp.allclose(eqx.filter_jit(through(function))(m, x), function(m, x), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_without_reads_the_computation_is_the_same(model):
     trainable, frozen = adapted(model, "lora")
 
@@ -139,6 +142,7 @@ def test_without_reads_the_computation_is_the_same(model):
     )
 
 
+@pytest.mark.slow
 def test_functions_that_were_compiled_before_are_traced_anew(model):
     m = eqx.combine(*adapted(model, "lora"))
     compiled = eqx.filter_jit(lambda m, x: x @ m.dense.weight)
@@ -151,6 +155,7 @@ def test_functions_that_were_compiled_before_are_traced_anew(model):
 
 
 # Methods whose forward has an elimination, or a loop.
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["oft", "hra"])
 def test_taylor_mode_follows_layers_with_loops(model, method):
     m = eqx.combine(*adapted(model, method))
@@ -160,6 +165,7 @@ def test_taylor_mode_follows_layers_with_loops(model, method):
     assert eqx.tree_equal(found, expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_reads_that_are_differentiated_inside_of_the_function_are_merged_and_told(model):
     m = eqx.combine(*adapted(model, "lora"))
     arrays, rest = eqx.partition(m, eqx.is_array)
@@ -180,6 +186,7 @@ def test_reads_that_are_differentiated_inside_of_the_function_are_merged_and_tol
     assert {use.operation for use in report_uses(derivative, m, x)} == {"read"}
 
 
+@pytest.mark.slow
 def test_meshes_with_explicit_axes(model):
     mesh = jax.make_mesh((4,), ("x",), axis_types=(jax.sharding.AxisType.Explicit,))
     m = eqx.combine(*adapted(model, "lora"))
@@ -237,6 +244,7 @@ NO_RULES, NO_PATH = "this adapter has no rules", "ShiftedLinear has no fast path
 ONES = jnp.ones((2, 4))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("layer", "wrapper", "function", "reasons"),
     [
@@ -259,6 +267,7 @@ def test_adapters_without_a_rule_are_merged_and_told(layer, wrapper, function, r
     assert [use.reason for use in report_uses(function, m)] == reasons
 
 
+@pytest.mark.slow
 def test_layers_with_a_leaf_that_cannot_be_hashed_are_merged():
     class Tagged(eqx.nn.Linear):
         tags: set
@@ -273,6 +282,7 @@ def test_layers_with_a_leaf_that_cannot_be_hashed_are_merged():
     assert jnp.allclose(through(function)(ONES), function(ONES), atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["lora", "dora"])
 def test_products_that_are_wider_than_their_factors_keep_their_digits(model, method):
     half = jax.tree.map(lambda x: x.astype(jnp.bfloat16) if eqx.is_array(x) else x, model)
@@ -297,6 +307,7 @@ def test_products_that_are_wider_than_their_factors_keep_their_digits(model, met
         assert jnp.max(jnp.abs(y - z)) <= bound * (1 + jnp.max(jnp.abs(z)))
 
 
+@pytest.mark.slow
 def test_results_may_hold_weights_and_models_may_come_by_closure(model):
     m = eqx.combine(*adapted(model, "lora"))
     weight, name, layer = through(lambda m: (m.dense.weight, "name", m.dense))(m)
@@ -309,6 +320,7 @@ def test_results_may_hold_weights_and_models_may_come_by_closure(model):
     assert jnp.allclose(through(function)(x), function(x), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_tied_head_costs_as_much_as_its_adapter():
     class Tied(eqx.Module):
         table: eqx.nn.Embedding

@@ -114,6 +114,7 @@ def inputs(layer):
     return tuple(random.normal(size=shape) for shape in shapes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_the_law_the_output_and_every_derivative_are_those_of_loops(case):
     random, mask, is_mergeable = np.random.default_rng(4), MASKS[case.mask], case in MERGEABLE

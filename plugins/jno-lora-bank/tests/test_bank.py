@@ -237,6 +237,7 @@ def sets_of_layers(layers):
     }
 
 
+@pytest.mark.slow
 def test_every_kind_of_layer(layers, sets_of_layers):
     bank = AdapterBank(layers, sets_of_layers)
     assert sorted(bank.adapters("dora")) == sorted(field.name for field in fields(layers))
@@ -501,6 +502,7 @@ def spectral():
     return eqx.nn.Sequential([SpectralLayer(jax.lax.complex(re, im)), eqx.nn.Lambda(jnp.tanh)])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cls", CLASSES.values(), ids=[cls.__name__ for cls in CLASSES])
 def test_adapters_of_several_matrices(cls, spectral):
     xs = jr.normal(jr.key(2), (4, 8, 3))
@@ -531,6 +533,7 @@ def test_a_bank_refuses_adapters_of_another_form(spectral):
     assert eqx.tree_equal(bank.snapshot().model, before.model)
 
 
+@pytest.mark.slow
 def test_bottlenecks_have_slots_as_well():
     model = {"layer": eqx.nn.Linear(3, 4, key=jr.key(0))}
     sets = {

@@ -38,6 +38,7 @@ def of_each(model, sets):
     return jnp.stack([swap_adapters(model, s)(x) for s, x in zip(sets.values(), XS, strict=True)])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "options"),
     [("lora", {"bias": "train"}), ("dora", None), ("ia3-out", None), ("vera", None)],
@@ -51,6 +52,7 @@ def test_a_scale_and_a_shift_have_a_slot(method, options, tmp_path):
     np.testing.assert_array_equal(bank(XS[0], None), MODEL(XS[0]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "model",
     [

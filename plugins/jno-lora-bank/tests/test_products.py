@@ -196,6 +196,7 @@ def test_derivatives_by_the_scale():
         np.testing.assert_allclose(our_leaf, leaf, atol=1e-3, rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rows", [1, 3])
 def test_all_platforms_compute_the_same(rows):
     """The loop of CPUs, the copies of GPUs and the ragged product of TPUs."""

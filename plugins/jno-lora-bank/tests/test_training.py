@@ -78,6 +78,7 @@ def examples_of(name):
     return xs[np.asarray([used == name for used in names])]
 
 
+@pytest.mark.slow
 def test_gradients_are_those_of_separate_runs(model, sets):
     bank = AdapterBank(model, sets)
     loss, trainable = together(bank)
@@ -91,6 +92,7 @@ def test_gradients_are_those_of_separate_runs(model, sets):
                 np.testing.assert_allclose(trained_set[path].state[field], expected, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_each_has_its_own_optimiser(model, sets):
     def make(rate):
         # Three things that must not be shared: a norm, a count and a rate.
@@ -126,6 +128,7 @@ def trained(optimiser, loss, trainable):
     return trainable
 
 
+@pytest.mark.slow
 def test_a_rate_is_of_the_precision_of_the_factors():
     with jax.enable_x64(True):
         model = eqx.nn.Linear(3, 2, key=jr.key(0), dtype=jnp.float64)
@@ -137,6 +140,7 @@ def test_a_rate_is_of_the_precision_of_the_factors():
         assert jnp.array_equal(updates.lora_A[1], -0.1 * trainable.lora_A[1])
 
 
+@pytest.mark.slow
 def test_optimisers_of_untrainable_or_unknown_slots_are_refused(model, sets, unchecked):
     pissa = extract_adapters(Net(model).lora(2, 2.0, wrapper="pissa").module)
     bank = AdapterBank(model, {**sets, "pissa": pissa})

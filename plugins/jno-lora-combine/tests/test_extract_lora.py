@@ -61,6 +61,7 @@ def test_an_update_of_low_rank_is_found_exactly(wrapper):
     assert all(model[name].base.weight is layer.weight for name, layer in base.items())
 
 
+@pytest.mark.slow
 def test_every_kind_of_layer_is_adapted_and_the_leftovers_are_kept_or_dropped():
     base = everything()
     tuned = moved(base)

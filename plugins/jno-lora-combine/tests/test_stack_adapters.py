@@ -91,6 +91,7 @@ def test_ranks_alphas_and_paths_may_differ_and_slot_0_is_the_base(variant, getke
     assert jnp.allclose(serve(model, larger, jnp.asarray([3]), x[:1])[0], adapted[3](x[0]), 1e-4)
 
 
+@pytest.mark.slow
 def test_stacks_convolutions_and_half_precision_are_padded():
     sets = [
         extract_adapters(trained(layers(), "lora", rank, rank=rank, alpha=rank * 1.5))

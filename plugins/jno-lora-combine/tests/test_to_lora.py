@@ -57,6 +57,7 @@ def test_an_adapter_becomes_lora_that_computes_the_same(variant):
         assert np.allclose(converted[name].base.weight, plain[name].weight, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", ["dora", "pissa"])
 def test_a_rank_keeps_the_best_and_the_report_says_what_is_lost(variant):
     plain, model = layers(), trained(layers(), variant, 1)

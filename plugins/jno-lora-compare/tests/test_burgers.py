@@ -91,6 +91,7 @@ def rows_of_the_demo(task, folder, *names):
     return [[float(number) for number in row if number != "-"] for row in numbers], result.output
 
 
+@pytest.mark.slow
 def test_the_demo_of_an_operator(tmp_path):
     names = "no adaptation", "full fine-tuning", "lora"
     rows, _ = rows_of_the_demo("operator", tmp_path, *names)
@@ -100,6 +101,7 @@ def test_the_demo_of_an_operator(tmp_path):
     assert all(len(row) == 5 and all(0 < error < 2 for error in row[2:]) for row in rows)
 
 
+@pytest.mark.slow
 def test_the_demo_of_a_family_trains_a_conditional_adapter(tmp_path):
     pytest.importorskip("jno_lora_conditional")
     with pytest.warns(JnoLoraWarning, match="recommend no coordinate"):  # two steps of pretraining

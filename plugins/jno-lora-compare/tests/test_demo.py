@@ -49,6 +49,7 @@ def outcomes(ran):
     return {outcome.name: outcome for outcome in ran[-1].outcomes}
 
 
+@pytest.mark.slow
 def test_it_prints_its_numbers_and_the_paths_of_what_it_wrote(ran, outcomes):
     output, text, _ = ran
     plot, model = output / "demo.png", output / "merged.eqx"

@@ -181,6 +181,7 @@ def inspected(*arguments):
     return CliRunner().invoke(cli, command, env={"COLUMNS": "200"}).output
 
 
+@pytest.mark.slow
 def test_another_process_reads_a_file_and_the_command_line_shows_it(tmp_path):
     path = tmp_path / "a.safetensors"
     plain = extract_adapters(at(trained(LAYER, film=False), 0.9))

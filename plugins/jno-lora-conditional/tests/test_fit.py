@@ -98,6 +98,7 @@ def test_a_new_context_from_trained_contexts():
         fit(conditional, error_to(outputs), jnp.arange(5))
 
 
+@pytest.mark.slow
 def test_saddles_maxima_and_losses_that_are_not_numbers(by_number):
     """Losses that look at `z` alone, in the place of a model."""
     model = eqx.nn.Linear(1, 2, use_bias=False, key=jax.random.key(0))

@@ -57,17 +57,20 @@ CASES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_laws(name):
     wrapper, make, *inputs = CASES[name]
     check_conditional(wrapper, make(), *inputs)
 
 
+@pytest.mark.slow
 def test_a_stack_that_is_scanned():
     stack = eqx.filter_vmap(lambda key: eqx.nn.Linear(4, 4, key=key))(jax.random.split(KEY, 3))
     check_conditional("adalora", stack, X, call=scanned)
 
 
+@pytest.mark.slow
 def test_quantised_layer():
     layer = quantize(eqx.nn.Linear(64, 4, key=KEY))
     x = jnp.linspace(-1, 1, 64)
@@ -88,6 +91,7 @@ def in_its_precision(layer, x):
         return layer(x)
 
 
+@pytest.mark.slow
 def test_spectral_weights():
     """CP factors of complex weights, and two sets of them interpolated."""
     layer = SpectralConv1d(2, 3, 2, key=KEY)
@@ -102,11 +106,13 @@ def test_spectral_weights():
         np.testing.assert_allclose(in_its_precision(at(between, z), x), expected, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_declared_array():
     model = declare(Products(jax.random.normal(KEY, (4, 3))), {"weight": "io"})
     check_conditional("lora", model, X, call=through(lambda model, x: model(x)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "basis",
     [
@@ -148,6 +154,7 @@ def statistics():
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", RUN, ids=lambda method: method.__name__)
 def test_methods(method):
     name = method.__name__

@@ -46,6 +46,7 @@ def outputs(conditional, zs, xs):
     return jax.vmap(lambda z, x: at(conditional, z)(x))(zs, xs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "wrapper", "options", "degree"), CASES)
 def test_no_example_copies_factors_or_weights(kind, wrapper, options, degree):
     layer, conditional, zs, xs = made(kind, wrapper, options, degree)

@@ -576,6 +576,7 @@ def trees(draw_value):
     return arrays, updates, {"alpha": 3.0} if project == "Qwix" else {}
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(tree=trees())
 def test_random_trees_round_trip_without_a_difference(tree, tmp_path_factory):

@@ -54,6 +54,7 @@ def test_conformance(check):
 CHECKS = ("merge-equals-call", "parameter-count", "symmetries")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", [method for method in methods_on("E3nn") if method != "LoRA"])
 def test_other_methods(method):
     for result in run_checks(case_of(method), CHECKS):

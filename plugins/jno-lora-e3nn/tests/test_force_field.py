@@ -110,6 +110,7 @@ def rotation_errors(model, positions):
     )
 
 
+@pytest.mark.slow
 def test_calls_that_name_no_adapter_find_the_layers(adapted):
     assert {path: type(adapter).__name__ for path, adapter in adapted_layers(adapted)} == {
         **dict.fromkeys(("embed", "first", "second", "skip", "readout"), "LoRAE3nn"),
@@ -118,6 +119,7 @@ def test_calls_that_name_no_adapter_find_the_layers(adapted):
     assert {row.distribution for row in lora_report(adapted)} == {"jno-lora-e3nn"}
 
 
+@pytest.mark.slow
 def test_energies_and_forces_turn_with_the_atoms(model, adapted):
     with jax.enable_x64(True):
         wide = jax.tree.map(
@@ -132,6 +134,7 @@ def test_energies_and_forces_turn_with_the_atoms(model, adapted):
     assert max(errors) <= 1e-7 and max(single) <= 1e-5
 
 
+@pytest.mark.slow
 def test_radial_layers_act_and_merge(adapted):
     x = jax.random.normal(KEY, (3,))
     assert not np.allclose(adapted.radial(x), adapted.radial.base(x), atol=1e-2)

@@ -224,6 +224,7 @@ def test_dora_and_lora_act_at_once():
     np.testing.assert_allclose(merge_lora(total)(X).array, expected, rtol=1e-4, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_a_controller_moves_rank_between_the_matrices_of_a_layer():
     layer = linear("vanilla")
     module = perturb(Net(layer).lora(rank=2, wrapper=adapters.AdaLoRAE3nn).module)
@@ -248,6 +249,7 @@ def test_a_controller_moves_rank_between_the_matrices_of_a_layer():
         assert type(shrink(Net(layer).lora(rank=2, wrapper="AdaLoRAE3nn").module)) is type(layer)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("cls", "expected"), [("DoRAE3nn", LoRAE3nn), ("DoRAE3nnPerSpecies", LoRAE3nnPerSpecies)]
 )

@@ -143,6 +143,7 @@ def test_a_bottleneck_is_not_merged_and_is_found_by_its_variant(getkey):
     assert plan_lora(model, 2, 2.0, wrapper="auto").rows[0].wrapper is not BottleneckConv
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["Linear", "strided"])
 def test_every_derivative_of_the_input_and_its_gradients(name, getkey):
     # The kit compares derivatives with the merged layer, and there is none.

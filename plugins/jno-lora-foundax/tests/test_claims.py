@@ -253,6 +253,7 @@ MODELS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_an_adapted_model_starts_as_the_model_moves_and_merges(name, getkey):
     make, data, expected = MODELS[name]

@@ -87,6 +87,7 @@ def test_conformance(check):
     check()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", [case for case in CASES if str(case) not in WHOLE_KIT], ids=str)
 def test_the_checks_of_the_kind(case):
     check_kind(case)

@@ -31,6 +31,7 @@ KINDS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "kind", "name"),
     # On the other layers a method with a law of its own for each row.
@@ -63,6 +64,7 @@ def test_values_and_every_derivative_are_those_of_numpy(method, kind, name):
         Oracle(method, cls, layer, RANK, arguments, output, matrix=matrix).check()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CONV_TRANSPOSES)
 def test_a_row_of_a_transposed_kernel_belongs_to_an_output(name, getkey):
     """The layers have as many outputs as inputs, and name the axes the other way round."""

@@ -111,6 +111,7 @@ def made(cls, base, name, key):
     return cls(base, RANK, ALPHA, key=key)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("cls", "name"), [pytest.param(*c, id=f"{c[0].__name__}-{c[1]}") for c in CASES]
 )

@@ -60,6 +60,7 @@ def test_conformance(check):
 CASES = [(method, kind) for kind in LAYERS for method in methods_on(f"Haliax{kind}")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("method", "kind"), CASES, ids=lambda name: name)
 def test_the_checks_of_the_kind(method, kind):
     check_kind(case_of(method, kind))

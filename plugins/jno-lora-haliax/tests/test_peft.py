@@ -88,6 +88,7 @@ def adapted(model, **options):
     return perturb(Net(model).lora(rank=2, alpha=3.0, **options).module)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrapper", ["lora", "dora", "pissa", "loha"])
 def test_peft_gets_the_same_layers_as_from_a_model_of_equinox(wrapper, tmp_path):
     model, ids = Model(), hax.named(jnp.array([6, 0, 2]), BATCH)
@@ -108,6 +109,7 @@ def test_peft_gets_the_same_layers_as_from_a_model_of_equinox(wrapper, tmp_path)
         assert len(shapes) == 2 * (2 * LAYER.size + 1)
 
 
+@pytest.mark.slow
 def test_adapters_of_embeddings_and_of_stacks_of_embeddings(tmp_path):
     model, options = Model(), {"wrapper": "lora-embedding", "target": "embed"}
     net = adapted(model, **options)
@@ -123,6 +125,7 @@ def test_adapters_of_embeddings_and_of_stacks_of_embeddings(tmp_path):
     assert eqx.tree_equal(load_peft(tables, tmp_path / "stack", **back), net)
 
 
+@pytest.mark.slow
 def test_a_table_that_is_the_head_as_well_is_not_written_as_lookups_alone(tmp_path):
     model = Model(has_head=False)
     net = adapted(model, wrapper="lora-embedding", target="embed")
@@ -137,6 +140,7 @@ def test_a_table_that_is_the_head_as_well_is_not_written_as_lookups_alone(tmp_pa
     assert eqx.tree_equal(load_peft(model, tmp_path / "lookups", tied=False), net)
 
 
+@pytest.mark.slow
 def test_convolutions_and_trained_biases_are_refused(tmp_path):
     conv = {"conv": hnn.Conv.init((SIZE,), IN, HEADS, 1, key=jax.random.key(0))}
     with pytest.raises(PeftFormatError, match="it is a Conv"):

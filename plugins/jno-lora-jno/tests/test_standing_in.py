@@ -43,6 +43,7 @@ def test_importing_jno_or_the_plugin_lets_it_use_ours(site):
     )
 
 
+@pytest.mark.slow
 def test_a_wrong_call_raises_at_once_and_changes_nothing(site):
     site.run(
         """
@@ -71,6 +72,7 @@ def test_a_wrong_call_raises_at_once_and_changes_nothing(site):
     )
 
 
+@pytest.mark.slow
 def test_disable_gives_jno_everything_back(site):
     site.run(
         """
@@ -102,6 +104,7 @@ def test_disable_gives_jno_everything_back(site):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variable", [{"JNO_LORA_JNO": "0"}, {"JNO_LORA_BLOCK": "jno-lora-jno"}])
 def test_switched_off_by_the_environment(site, variable):
     program = """
@@ -111,6 +114,7 @@ def test_switched_off_by_the_environment(site, variable):
     site.run(program, start="", **variable)
 
 
+@pytest.mark.slow
 def test_an_unknown_jno_is_refused_and_nothing_is_changed(site):
     site.change("architectures/lora.py", "param_mask=None", "param_mask=None, spread=1")
     site.change("architectures/lora.py", "merge_lora(model)", "merge_lora(further, model)")
@@ -131,6 +135,7 @@ def test_an_unknown_jno_is_refused_and_nothing_is_changed(site):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [(), ("-W", "error::UserWarning")])
 def test_importing_jno_never_fails_because_of_ours(site, options):
     site.change("architectures/lora.py", "def apply_lora", "def apply_adapters")
@@ -152,6 +157,7 @@ def test_importing_jno_never_fails_because_of_ours(site, options):
     assert said.count("JnoLoraWarning") == (0 if options else 1)
 
 
+@pytest.mark.slow
 def test_a_package_of_another_kind_gets_a_warning_only(site):
     (site.package / "architectures" / "lora.py").unlink()
     for name, text in {"__init__.py": "from . import lora", "core.py": "", "trace.py": ""}.items():
@@ -173,6 +179,7 @@ def core_alone(tmp_path):
     return {"options": ("-S",), "PYTHONPATH": f"{tmp_path}{os.pathsep}{libraries}"}
 
 
+@pytest.mark.slow
 def test_without_the_zoo_the_error_says_what_to_install(site, tmp_path, core_alone):
     package = pathlib.Path(jno_lora_jno.__file__).parent
     for entry in (package, *PACKAGES.glob("jno_lora_jno-*.dist-info")):
@@ -187,6 +194,7 @@ def test_without_the_zoo_the_error_says_what_to_install(site, tmp_path, core_alo
     )
 
 
+@pytest.mark.slow
 def test_without_the_plugin_jno_keeps_its_own_and_a_warning_says_what_to_install(site, core_alone):
     program = """
         import jno, sys
@@ -207,6 +215,7 @@ def test_without_jno_there_is_nothing_to_enable():
     jno_lora_jno.disable()
 
 
+@pytest.mark.slow
 def test_a_plugin_that_fails_inside_jno_costs_only_itself(site):
     info = site.folder / "jno_lora_sad-1.0.dist-info"
     info.mkdir()

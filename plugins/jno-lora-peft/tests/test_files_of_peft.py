@@ -33,6 +33,7 @@ def plain(files):
     return twin(load_file(files / "base.safetensors"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_a_file_of_peft_computes_what_it_did_in_torch_and_is_written_back(
     case, files, plain, tmp_path

@@ -77,6 +77,7 @@ def test_a_proof_without_a_call_names_causes_too(saved, capsys):
     assert len(named) >= 0.95 * len(FAULTS), {*FAULTS} - {*named}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "int8", "nf4"])
 @pytest.mark.parametrize("wrapper", VARIANTS)
 def test_no_false_alarm_in_another_precision(wrapper, dtype, saved):

@@ -134,6 +134,7 @@ class Scaled(eqx.nn.Linear):
 CONV = (lambda key: eqx.nn.Conv2d(4, 8, 3, groups=2, key=key), (jnp.ones((4, 5, 5)),))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("wrapper", "make", "inputs"),
     [

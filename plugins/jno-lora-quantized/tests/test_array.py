@@ -32,6 +32,7 @@ def linear(getkey, scheme, inputs=70, outputs=9):
     return quantize(eqx.nn.Linear(inputs, outputs, key=getkey()), scheme)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["nf4", "int8"])
 def test_reads_like_the_weight(getkey, scheme):
     weight = linear(getkey, scheme).weight
@@ -80,6 +81,7 @@ def test_under_shard_map(getkey):
     close(slope(layer), slope(dequantize(layer)))
 
 
+@pytest.mark.slow
 def test_on_explicit_axes(getkey):
     mesh = on_mesh(AxisType.Explicit)
     layer = quantize(eqx.nn.Linear(64, 6, use_bias=False, key=getkey()))
@@ -157,6 +159,7 @@ def test_transformations(getkey):
     close(ys[1], layer(xs[1]))
 
 
+@pytest.mark.slow
 def test_stacks(getkey):
     scheme, make = "nf4", eqx.filter_vmap(lambda key: eqx.nn.Linear(6, 6, key=key))
     stack = quantize(make(jr.split(getkey(), 3)), scheme)

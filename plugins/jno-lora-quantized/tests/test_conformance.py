@@ -34,6 +34,7 @@ def test_conformance(check):
     check()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", methods_on("Quantized", OTHERS))
 def test_other_methods(method):
     check_kind(linear_case(method, "int8" if len(method) % 2 else "nf4"))

@@ -75,6 +75,7 @@ def by_numpy(W, rank, iterations, start):
     return Q + update
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("start", "iterations"), [("codes", 3), ("pissa", 1), ("pissa", 2)])
 def test_by_numpy(model, start, iterations):
     adapter = loftq(
@@ -86,6 +87,7 @@ def test_by_numpy(model, start, iterations):
     assert type(adapter) is LoRALinear and (adapter.rank, adapter.alpha) == (2, 3.0)
 
 
+@pytest.mark.slow
 def test_every_kind_of_layer(model, adapted, started):
     errors = quantization_errors(model, started)
     plain = {row.path: row for row in quantization_errors(model, quantize(model)).rows}
@@ -107,6 +109,7 @@ def test_every_kind_of_layer(model, adapted, started):
     assert "All together: relative error" in str(errors) and "LoRAEmbedding" in str(errors)
 
 
+@pytest.mark.slow
 def test_saved_and_loaded(started, tmp_path):
     save_adapters(started, tmp_path / "adapters.safetensors")
     save_quantized(unwrap_lora(started), tmp_path / "base.safetensors")
@@ -115,6 +118,7 @@ def test_saved_and_loaded(started, tmp_path):
     assert eqx.tree_equal(load_adapters(base, tmp_path / "adapters.safetensors"), started)
 
 
+@pytest.mark.slow
 def test_layers_without_adapters_and_other_methods(model):
     specs = [{"target": "a", "wrapper": "lora"}, {"target": "b", "wrapper": "dora"}]
     some = apply_lora(dict.fromkeys("abc", model["up"]), 2, key=jr.key(1), specs=specs)
@@ -134,6 +138,7 @@ def of(model, cls, alpha, **options):
     return cls(model["up"], 2, alpha, key=jr.key(0), **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("call", "message"),
     [

@@ -119,6 +119,7 @@ CONVOLUTIONS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CONVOLUTIONS)
 def test_convolutions(getkey, name):
     make, shape = CONVOLUTIONS[name]
@@ -244,6 +245,7 @@ def test_half_precision_and_numpy(getkey):
     assert quantize(in_numpy).weight == coded.weight
 
 
+@pytest.mark.slow
 def test_shardings(getkey):
     mesh = Mesh(np.array(jax.devices()[:4]).reshape(2, 2), ("a", "b"))
     layer = eqx.nn.Linear(256, 6, key=getkey())

@@ -84,6 +84,7 @@ def written(folder, monkeypatch, name, *options):
 _OF_SHAPES = ("law", "parameter-count", "identity-at-init", "merge-equals-call", "ranks")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "make"),
     [

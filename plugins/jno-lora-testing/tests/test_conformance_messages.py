@@ -56,6 +56,7 @@ def package(tmp_path, monkeypatch):
         del sys.modules[name]
 
 
+@pytest.mark.slow
 def test_the_line_is_the_author_s_own_and_checks_that_stop_there_share_a_message(package):
     results = run_checks(case_of(package.Adapter))
     failed = [r for r in results if r.error is not None and r.level == "required"]
@@ -90,12 +91,14 @@ class RaisesInInit(Good):
         raise RuntimeError("out of order")
 
 
+@pytest.mark.slow
 def test_an_error_behind_another_one_is_the_author_s_too():
     with pytest.raises(ConformanceError) as error:  # by `apply_lora`, with an error of its own
         wrapper_checks(case_of(RaisesInInit))["sharding"]()
     assert f"(raised in __init__, {__file__}:" in str(error.value)
 
 
+@pytest.mark.slow
 def test_the_consequences_of_a_failure_are_named_in_the_message_of_their_cause():
     case = case_of(CallForgetsTheScale, parameters=21)
     results = run_checks(case)
@@ -120,6 +123,7 @@ def test_the_consequences_of_a_failure_are_named_in_the_message_of_their_cause()
     assert starts == ["[parameter-count", "[input-jet", "Advice: [stacked-layers"]
 
 
+@pytest.mark.slow
 def test_every_check_comes_after_the_checks_that_it_presupposes():
     consequences = {name for names in CONSEQUENCES.values() for name in names}
     assert consequences | {*CONSEQUENCES} <= {*CHECKS}
@@ -129,6 +133,7 @@ def test_every_check_comes_after_the_checks_that_it_presupposes():
         assert all(presupposed(cause) < presupposed(check) for cause in presupposed(check))
 
 
+@pytest.mark.slow
 def test_fast_runs_the_likely_causes_on_one_case_until_one_fails():
     wrong = f"{CallForgetsTheScale.__module__}:CallForgetsTheScale"
     text = run("check", wrong, "--fast", code=1)
@@ -143,6 +148,7 @@ def test_fast_runs_the_likely_causes_on_one_case_until_one_fails():
     assert run("check", wrong, "--fast", "--only", "law", "--only", "contract").startswith("0 of 1")
 
 
+@pytest.mark.slow
 def test_single_checks_can_be_run_by_their_ids_and_by_patterns():
     case = case_of(Good, checks=("merge-*", "jit", "vmap"))
     assert [r.check for r in run_checks(case, ["jit", "merge-*"])] == [
@@ -156,6 +162,7 @@ def test_single_checks_can_be_run_by_their_ids_and_by_patterns():
         _check.run([case], ("law",), None)
 
 
+@pytest.mark.slow
 def test_the_command_runs_cases_of_layers_of_one_s_own():
     for name, count in (("CASES", 2), ("cases", 2), ("CASE", 1)):
         text = run("check", f"kit_cases:{name}", "--only", "contract", "--only", "identity-at-init")
@@ -163,6 +170,7 @@ def test_the_command_runs_cases_of_layers_of_one_s_own():
         assert lines == [["Doubling-2", "2/2"], ["Doubling-4", "2/2"]][:count]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
@@ -183,6 +191,7 @@ def test_the_command_runs_what_its_options_choose_and_says_what_it_cannot_run(
     assert said in " ".join(run("check", f"kit_cases:{name}", *options, code=code).split())
 
 
+@pytest.mark.slow
 def test_a_number_of_parameters_holds_for_the_rank_of_its_case():
     (skipped,) = _check.run([case_of(Good)], ("parameter-count",), 3)
     assert skipped.error is None and skipped.not_applicable

@@ -43,6 +43,7 @@ def with_cases(module):
     return cases
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("written", ["layer"], indirect=True)
 def test_a_kind_of_layer_has_every_method(written, getkey):
     cases = {case.wrapper.method.__name__: case for case in with_cases(written)}
@@ -53,6 +54,7 @@ def test_a_kind_of_layer_has_every_method(written, getkey):
     assert type(adapted[0]) is written.DoRAKitLayer
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("written", ["router"], indirect=True)
 def test_a_router_keeps_its_promises(written):
     (case,) = with_cases(written)
@@ -60,6 +62,7 @@ def test_a_router_keeps_its_promises(written):
     check_router(written.KitRouterRouter)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("written", ["command"], indirect=True)
 def test_a_command_reads_a_file(written, tmp_path, getkey):
     file = tmp_path / "a.safetensors"
@@ -70,6 +73,7 @@ def test_a_command_reads_a_file(written, tmp_path, getkey):
     assert (result.exit_code, result.output) == (0, "task: digits\n")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("written", ["method"], indirect=True)
 def test_a_method_passes_the_kit_and_its_own_test_runs_every_adapter(written, tmp_path):
     adapters = adapters_defined_in(written)
@@ -94,6 +98,7 @@ def test_a_method_passes_the_kit_and_its_own_test_runs_every_adapter(written, tm
         assert [(r.error, r.not_applicable) for r in results] == 2 * [(None, None)]
 
 
+@pytest.mark.slow
 def test_a_method_may_have_the_name_of_a_class_that_it_uses(tmp_path, monkeypatch):
     name = "linear-layer"
     run("new", name, "--method", "--output", str(tmp_path))

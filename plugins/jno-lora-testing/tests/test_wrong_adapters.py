@@ -13,6 +13,7 @@ SURVIVORS = [wrong for wrong in TABLE if wrong.noticed_by in {None, *ADVICE} and
 CHECKED = [(wrong, check) for wrong in TABLE for check in (wrong.noticed_by, wrong.also) if check]
 
 
+@pytest.mark.slow
 def test_the_table_is_large_and_says_why_required_checks_miss_the_few_survivors():
     assert len(TABLE) >= 350
     assert len({str(wrong) for wrong in TABLE}) == len(TABLE)
@@ -20,10 +21,12 @@ def test_the_table_is_large_and_says_why_required_checks_miss_the_few_survivors(
     assert all(wrong.survives for wrong in SURVIVORS)
 
 
+@pytest.mark.slow
 def test_every_check_notices_a_wrong_adapter():
     assert {wrong.noticed_by for wrong in TABLE} == {*CHECKS, None}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("wrong", "check"), CHECKED, ids=str)
 def test_the_check_notices(wrong, check):
     messages = []
@@ -42,6 +45,7 @@ def test_the_check_notices(wrong, check):
 
 
 # Equinox warns, which is an error in the other tests.
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:A JAX array is being set as static")
 def test_a_static_field_that_holds_an_array_is_named():
     with pytest.raises(ConformanceError, match=r"(?s)The static field 'factor' .*`factor: jax.Arr"):

@@ -41,6 +41,7 @@ def moved(plain):
         return eqx.combine(jax.tree.map(lambda x: x + 0.3, trainable), frozen)
 
 
+@pytest.mark.slow
 def test_the_penalty_of_clora_and_its_gradient_are_the_papers(moved):
     with jax.enable_x64(True):
         subspaces = Subspaces.random(moved, 2, key=jax.random.key(2))
@@ -63,6 +64,7 @@ def test_the_penalty_of_clora_and_its_gradient_are_the_papers(moved):
     assert total > 0.1
 
 
+@pytest.mark.slow
 def test_the_largest_singular_triplets_are_kept(plain, moved):
     """Whatever is trained, `W'` acts on the kept directions as `W` does."""
     with jax.enable_x64(True):
@@ -76,6 +78,7 @@ def test_the_largest_singular_triplets_are_kept(plain, moved):
         assert np.max(np.abs(after[name] - W)) > 0.01
 
 
+@pytest.mark.slow
 def test_milora_with_the_projection_is_osf():
     """Steps of gradient descent in the factors of the small triplets, with projected gradients."""
     kept, rate = 2, 0.1
@@ -116,6 +119,7 @@ def test_milora_with_the_projection_is_osf():
     close(actual @ Vt[:kept].T, U[:, :kept] * S[:kept], 1e-10)
 
 
+@pytest.mark.slow
 def test_a_fraction_is_of_each_matrix_and_may_round_to_nothing(moved):
     with jax.enable_x64(True):
         kept = Subspaces.of_weights(moved, 0.5)
@@ -126,6 +130,7 @@ def test_a_fraction_is_of_each_matrix_and_may_round_to_nothing(moved):
     assert eqx.tree_equal(Subspaces.of_weights(one_output).project(one_output), one_output)
 
 
+@pytest.mark.slow
 def test_subspaces_refuse_models_without_their_factors(plain, moved, unchecked):
     for size in (0, 1.5, "half"):
         with pytest.raises(SelectionError, match="`size` must be a number of directions"):
@@ -155,6 +160,7 @@ def test_subspaces_refuse_models_without_their_factors(plain, moved, unchecked):
 REFUSED = ("dora", "pissa", "hira")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrapper", ["adalora", "lora-fa", "milora", *REFUSED])
 def test_other_methods_keep_the_directions_or_are_refused(wrapper, plain):
     with jax.enable_x64(True):

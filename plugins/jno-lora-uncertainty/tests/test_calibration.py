@@ -63,6 +63,7 @@ def calibrated(ensemble):
     return calibrate(ensemble, *draw(ensemble, 1500, 5), None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("a", "b"), [(2.0, 0.3), (0.0, 0.3), (3.0, 0.0)])
 def test_scales_are_those_of_a_grid_search(a, b):
     keys = jax.random.split(KEY, 2)
@@ -151,6 +152,7 @@ def test_residuals_come_from_the_members_that_left_an_example_out(ensemble):
     np.testing.assert_allclose(again.scales[0].spread, first[0], rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_each_fold_is_scored_by_scales_of_the_other_folds(ensemble):
     x, y = draw(ensemble, 40, 3)
     parts = folds(40, 4, key=KEY)
@@ -193,6 +195,7 @@ class Table(eqx.Module):
         return self.values[row]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("members", [5, 10])
 def test_members_that_fit_what_they_saw_are_told(members):
     n, new = 60, jnp.arange(60, 360)
@@ -214,6 +217,7 @@ def test_members_that_fit_what_they_saw_are_told(members):
     assert 0.8 < calibrated.scales[0].coverage < 1
 
 
+@pytest.mark.slow
 def test_members_before_their_training_are_told():
     model = eqx.nn.MLP(2, 1, 8, 1, key=KEY)
     ensemble = Ensemble(lambda key: Net(model, key=key).freeze().lora(rank=1), 5, key=KEY)
@@ -248,6 +252,7 @@ def test_predictions_are_compiled_mapped_scanned_and_differentiated(calibrated):
     assert jnp.all(jnp.isfinite(slope))
 
 
+@pytest.mark.slow
 def test_few_examples_and_misfits_are_told(ensemble):
     x, y = draw(ensemble, 6, 3)
     with pytest.warns(JnoLoraWarning, match="6 held-out examples. Below 8"):
@@ -290,6 +295,7 @@ class Tokens(eqx.Module):
         return jnp.broadcast_to(self.mlp(x), (*self.shape, 3))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(2,), (1, 2)])
 def test_labels_of_tokens_give_the_temperature_of_their_examples(shape):
     x, parts = jax.random.normal(KEY, (40, 2)), folds(40, 4, key=KEY)

@@ -104,6 +104,7 @@ def convolutions(size):
     return eqx.nn.Sequential([layers[0], eqx.nn.Lambda(jnp.tanh), layers[1]])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["lora", "dora", "lokr", "film", "each", "quantised", "sum"])
 def test_convolutions_of_members_have_no_groups_and_compute_as_they_do_alone(form):
     with jax.enable_x64(True):

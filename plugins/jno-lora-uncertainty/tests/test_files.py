@@ -56,6 +56,7 @@ def _distinct(calibrated):
     return len(set(map(id, jax.tree.leaves(calibrated.ensemble.constants))))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:All 3 members start alike")  # PiSSA
 @pytest.mark.parametrize("name", MAKERS)
 def test_every_bit_comes_back_around_another_start(name, tmp_path):

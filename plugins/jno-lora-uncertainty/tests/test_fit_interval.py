@@ -107,6 +107,7 @@ def test_a_value_outside_of_the_training_values_is_told(calibration, simulate):
     assert jnp.all(queries(simulate(jnp.array([0.025, 0.02, 0.12]))))
 
 
+@pytest.mark.slow
 def test_data_that_no_value_explains_are_told_by_their_loss(calibration, simulate):
     losses = calibration.losses
     query, parts = 4, folds(values=VALUES)
@@ -128,6 +129,7 @@ def test_data_that_no_value_explains_are_told_by_their_loss(calibration, simulat
     assert jax.jit(lambda data: fit_interval(calibration, data))(data * jnp.nan).is_outside
 
 
+@pytest.mark.slow
 def test_two_numbers():
     basis = {"source": [0.1, 1.0], "unit": [0.06, 0.5]}
     truth = true_conditional(**basis)

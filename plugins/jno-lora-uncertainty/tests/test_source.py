@@ -94,6 +94,7 @@ def test_rows_at_the_source_are_data_of_the_source(ensemble, examples, calibrate
     np.testing.assert_allclose(compiled.scales[0].spread, calibrated.scales[0].spread, 1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The members fit")
 def test_without_data_of_the_source_there_is_no_width_near_it(ensemble, examples):
     x, y, _ = examples
@@ -126,6 +127,7 @@ def test_the_width_at_the_source_is_saved(ensemble, calibrated, request, tmp_pat
     assert eqx.tree_equal(predict(again, x), predict(calibrated, x))
 
 
+@pytest.mark.slow
 def test_the_width_at_the_source_works_in_float64():
     with jax.enable_x64(True):
         ensemble = ensemble_of(maker(True, dtype=jnp.float64))
@@ -140,6 +142,7 @@ def test_the_width_at_the_source_works_in_float64():
         assert plain.constant != calibrated.scales[0].constant
 
 
+@pytest.mark.slow
 def test_a_trained_basis_has_a_source_too():
     basis = Network(SOURCE, 0.07, size=2, width=2, key=KEY)
     ensemble = ensemble_of(maker(basis=basis))
@@ -178,6 +181,7 @@ def test_a_spread_beside_a_known_width_is_the_smallest_that_holds_the_residuals(
     assert fit_scales(zeros, residual, None, new_variance, constant)[0] == 0
 
 
+@pytest.mark.slow
 def test_misfits_of_the_source_are_told(ensemble, examples):
     x, y, (inputs, targets) = examples
     with pytest.raises(SelectionError, match=r"must have the shapes .*\(200, 3\).*\(200, 2\)"):
@@ -201,6 +205,7 @@ def test_misfits_of_the_source_are_told(ensemble, examples):
         calibrate(contexts, of, y, None, source=(inputs, targets))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("by_value", "advice"), [(True, "four or five values"), (False, "new_x=")])
 def test_members_that_fit_what_they_saw_hear_what_helps_with_their_folds(by_value, advice):
     model = eqx.nn.Linear(40, 1, use_bias=False, key=KEY)

@@ -178,6 +178,7 @@ OTHERS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("layer", "method"), OTHERS, ids=[f"{m}{layer.kind}-{layer.name}" for layer, m in OTHERS]
 )

@@ -46,6 +46,7 @@ def test_a_base_that_changes_changes_the_norm(adapter, base):
     assert_close(scaled(*inputs), base.layer(*inputs), 1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("left", [1e-1, 1e-2, 1e-5])
 @adapters("DoRA")
 def test_the_norms_keep_their_bounds_where_the_update_nearly_cancels_the_weight(

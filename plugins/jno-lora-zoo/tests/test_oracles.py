@@ -9,6 +9,7 @@ layer's.
 
 import jax
 import numpy as np
+import pytest
 from tests.pairs import ALL
 from zoo_cases import ALL_METHODS, cast_floats, dealt, on_cases, pairs
 from zoo_cases.layers import NAMES
@@ -42,6 +43,7 @@ CASES = [
 ]
 
 
+@pytest.mark.slow
 @on_cases(pair for pair in CASES if is_possible(*pair))
 def test_values_and_every_derivative_are_those_of_numpy(adapter, base):
     arguments = jax.tree.map(np.asarray, base.arguments())

@@ -77,6 +77,7 @@ def close(one, other, tolerance=2e-5):
 ADAPTERS: list[Any] = ["auto", ["LoRAAttention", "vera", "OFTEmbedding"]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrapper", ADAPTERS, ids=str)
 def test_a_scanned_stack_of_stacks_with_a_tied_head(wrapper, encoder):
     run = eqx.filter_jit(lambda model: model(IDS))

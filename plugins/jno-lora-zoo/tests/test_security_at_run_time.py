@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from tests.core.conftest import site  # noqa: F401
 
 WATCHED = Path(__file__).with_name("watched.py")
@@ -26,6 +27,7 @@ EVIL = """
 """
 
 
+@pytest.mark.slow
 def test_nothing_is_done_but_what_the_security_policy_says(site):  # noqa: F811
     # As long as the name of the zoo, the distribution of the adapters.
     forbidden = "evil-adapter"

@@ -100,6 +100,7 @@ def test_a_layer_with_one_input_stays_as_it_is():
         zoo.HRALinear(base, 2, 1.0, key=KEY, gram_schmidt=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
 def test_equal_reflections_cancel_without_a_rounding(dtype):
     with jax.enable_x64(True):
