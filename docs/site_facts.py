@@ -35,13 +35,13 @@ FAILURES = {
     "parameter-count": "The number of trained parameters isn't the case's `parameters`.",
     "reads-like-the-layer": "A model that reads `layer.weight` gets other values than the merged "
     "layer's.",
-    "state-round-trip": "An adapter that is loaded from a file computes or trains something else "
-    "than the saved one.",
+    "state-round-trip": "An adapter loaded from a file computes or trains differently from the "
+    "saved one.",
     "identity-at-init": "Adding the adapter changes the model's outputs before any training.",
     "adapter-acts": "Training has no effect on the outputs.",
-    "merge-equals-call": "The merged model computes something else than the trained one.",
+    "merge-equals-call": "The merged model's outputs differ from the trained model's.",
     "law": "The merged layer isn't the paper's, although call and merge may agree.",
-    "ranks": "Rank 1, rank 3, or a rank above the layer's size crashes or computes something else.",
+    "ranks": "Rank 1, rank 3, or a rank above the layer's size crashes or computes wrong values.",
     "alpha": "`alpha=0` or a fractional alpha crashes, breaks the law, or has no effect.",
     "merge-restores-form": "Merging changes the layer's class, structure, shapes or dtypes; or "
     "`merge` of an adapter that can't be merged doesn't raise.",
@@ -55,10 +55,10 @@ FAILURES = {
     "merge-gradients": "A loss that merges first trains differently from a loss that calls the "
     "adapter.",
     # solid
-    "jit": "The constructor or the call fails under `jit`, or computes something else there.",
+    "jit": "The constructor or the call fails under `jit`, or gives other values there.",
     "vmap": "A batch under `vmap` gets other outputs than a loop.",
     "constructor-vmap-and-scan": "`vmap` can't build a stack of adapters, or `lax.scan` over it "
-    "computes something else.",
+    "gives other values.",
     "eval-shape": "A template from `eqx.filter_eval_shape` has other shapes or another structure "
     "than the adapter.",
     "checkpoint": "Rematerialisation changes the gradients.",
@@ -104,7 +104,7 @@ FAILURES = {
     "batching.",
     "shared-arrays": "Layers that should share an array don't, its gradient isn't the sum over "
     "them, or their merged layers differ.",
-    "quantized-base": "On quantised weights, the adapter computes something else than on the "
+    "quantized-base": "The adapter's outputs on quantised weights differ from those on the "
     "dequantised ones.",
     "bank": "In a bank, the adapter gives other outputs than alone.",
     "conditional": "As a function of a parameter, the adapter's calls, merges, derivatives or "

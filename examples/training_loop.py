@@ -60,7 +60,7 @@ def main(folder):
     run, file = trainer.start(trainable), folder / "run"
     if file.exists():
         run = run.load(file)
-        print(f"going on at step {run.step}")
+        print(f"resuming at step {run.step}")
     points, held_out = data(0, 256), data(1, 256)
     while run.step < STEPS and run.waited < PATIENCE:
         step = run.step

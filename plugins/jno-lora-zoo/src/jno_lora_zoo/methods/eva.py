@@ -30,7 +30,7 @@ class EVA(LowRank):
     arXiv:2410.07170. The paper takes singular vectors of the inputs; its code centres the inputs,
     as here, and follows the vectors batch by batch until they converge; here they are computed from
     all batches. The code whitens by the root of a singular value, which grows with the number of
-    samples. To distribute ranks over layers as in the paper, use `allocate` of jno-lora-train.
+    samples. To distribute ranks over layers as in the paper, use `jno_lora_zoo.allocate`.
     """
 
     needs = ("input_covariance", "input_mean")
