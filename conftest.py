@@ -26,14 +26,6 @@ os.environ["XLA_FLAGS"] = " ".join(
     ]
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Programs that an earlier test or run compiled are read from the disk. JAX writes files in place,
-# so each worker has a folder of its own. A process that runs beside another process of a test, or
-# that a test kills, gets JAX_ENABLE_COMPILATION_CACHE=0. `make clean` removes all folders.
-_WORKER = os.environ.get("PYTEST_XDIST_WORKER", "main")
-_PROGRAMS = os.environ.get("JNO_LORA_TEST_PROGRAMS", os.path.join(sys.prefix, "jax-programs"))
-os.environ["JAX_COMPILATION_CACHE_DIR"] = os.path.join(_PROGRAMS, _WORKER)
-os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
-os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 # Decompositions in a loop can make OpenBLAS's threads spin.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 for variable in ("JNO_LORA_BLOCK", "JNO_LORA_STRICT"):
@@ -93,6 +85,7 @@ if not os.environ.get("JNO_LORA_TEST_UNCHECKED"):
 import jax
 import pytest
 from jax._src.interpreters import mlir
+from jax._src.lru_cache import LRUCache
 from tests.costs import Compilations, Costs
 from tests.parts import Parts
 
@@ -101,6 +94,28 @@ pytest.register_assert_rewrite(
 )
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+def share_programs() -> None:
+    """Reads programs that another test, process or run compiled from the disk.
+
+    `make clean` removes them. Private, but JAX writes their files in place, so that another process
+    could read half of one.
+    """
+
+    def put(self: LRUCache, key: str, value: bytes) -> None:
+        temporary = pathlib.Path(self.path, f"{key}-{os.getpid()}")
+        temporary.write_bytes(value)
+        temporary.replace(temporary.with_name(f"{key}-cache"))
+
+    LRUCache.put = put
+    folder = os.environ.get("JNO_LORA_TEST_PROGRAMS", os.path.join(sys.prefix, "jax-programs"))
+    jax.config.update("jax_compilation_cache_dir", folder)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+share_programs()
 
 
 def share_contexts(made_for: int = 100):

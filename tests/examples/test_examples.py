@@ -1,6 +1,5 @@
 """The examples run, loaded as the scripts that they are, and give the numbers of the README."""
 
-import os
 import pathlib
 import re
 import subprocess
@@ -110,9 +109,7 @@ def killed_at(step, example, folder):
     """The losses by step that a process prints before `kill -9` ends it."""
     lines = []
     command = [sys.executable, example.__file__, str(folder)]
-    # It could leave a program half written in the folder that later tests read.
-    environment = os.environ | {"JAX_ENABLE_COMPILATION_CACHE": "0"}
-    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         for line in process.stdout:
             lines.append(line)
             if line.startswith(f"step {step}:"):

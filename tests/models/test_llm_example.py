@@ -79,7 +79,7 @@ def test_a_killed_run_ends_with_the_same_bits(example, data, tmp_path, monkeypat
     assert eqx.tree_equal(again, whole)
 
 
-def test_the_recipe_is_short():
+def test_the_page_says_how_many_lines_the_recipe_takes():
     text = EXAMPLE.read_text()
     functions = {f.name: f for f in ast.parse(text).body if isinstance(f, ast.FunctionDef)}
     recipe = [functions[name] for name in ("loss", "blocks", "fine_tune")]
@@ -88,6 +88,5 @@ def test_the_recipe_is_short():
         code = text.splitlines()[function.lineno - 1 : function.end_lineno]
         # Each has a docstring of one line.
         lines += sum(bool(line.strip()) for line in code) - 1
-    assert lines < 40
     page = (EXAMPLE.parents[1] / "docs" / "llm.md").read_text()
-    assert f"Fine-tuning takes {lines} lines of the script" in page
+    assert f"takes {lines} lines of the script" in page

@@ -119,8 +119,6 @@ def command_of(copy: pathlib.Path, tests: list[str], *, checked: bool) -> str:
         # A compiled file would stand for every source of the same size and second.
         f"export PYTHONDONTWRITEBYTECODE=1\n"
         f"export JNO_LORA_TEST_UNCHECKED={'' if checked else '1'}\n"
-        # Workers run together, and would read programs that another worker has half written.
-        f"export JAX_ENABLE_COMPILATION_CACHE=0\n"
         f"exec {shlex.join(pytest)}\n"
     )
     return f"bash {script}"

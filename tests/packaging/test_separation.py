@@ -64,8 +64,8 @@ class Environment:
 
     def run(self, program, *arguments, check=True, cwd=None):
         clean = {k: v for k, v in os.environ.items() if not k.startswith(("PYTEST", "JNO_LORA"))}
-        # The programs of an earlier run of this test, which another environment had.
-        clean["JNO_LORA_TEST_PROGRAMS"] = os.path.join(sys.prefix, "jax-programs", "core-alone")
+        # The environment is new, but not the programs that its tests compile.
+        clean["JNO_LORA_TEST_PROGRAMS"] = os.path.join(sys.prefix, "jax-programs")
         done = subprocess.run(
             [self.bin / program, *arguments],
             capture_output=True,

@@ -28,8 +28,6 @@ def start(rank: int, port: int, folder: pathlib.Path) -> subprocess.Popen:
     # The last flag of a name counts. The suite's flags compile faster.
     flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=2"
     environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
-    # JAX writes compiled programs in place. A process would read what the other has half written.
-    environment["JAX_ENABLE_COMPILATION_CACHE"] = "0"
     arguments = [str(rank), "2", str(port), str(folder / f"{rank}.npz")]
     with (folder / f"{rank}.log").open("w") as log:
         return subprocess.Popen(

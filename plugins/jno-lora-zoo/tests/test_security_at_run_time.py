@@ -40,7 +40,6 @@ def test_nothing_is_done_but_what_the_security_policy_says(site):  # noqa: F811
         "PYTHONPATH": os.pathsep.join([*installed, os.environ.get("PYTHONPATH", "")]),
         "JNO_LORA_BLOCK": forbidden,
         "JAX_PLATFORMS": "cpu",
-        "JAX_ENABLE_COMPILATION_CACHE": "0",
     }
     command = [sys.executable, "-P", str(WATCHED), str(folder), forbidden]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | settings)
