@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 
 from jno.lora import Net, extract_adapters
@@ -61,6 +62,7 @@ def test_an_ensemble_of_eight_trains_on_eight_devices_without_gathering_adapters
     assert "all-gather" not in COLLECTIVES.findall(program.compiled.as_text())
 
 
+@pytest.mark.slow
 def test_a_bank_of_64_users_runs_on_eight_devices_without_any_exchange():
     mesh = mesh_of("users")
     model = eqx.filter_shard(MODEL, NamedSharding(mesh, P()))

@@ -31,6 +31,7 @@ def case_of(method):
     )
 
 
+@pytest.mark.slow
 @parametrize_with_checks(map(case_of, WHOLE_KIT))
 def test_conformance(check):
     check()

@@ -69,6 +69,7 @@ def test_it_prints_its_numbers_and_the_paths_of_what_it_wrote(ran, outcomes):
         assert cells == [f"{row.trainable:,}", f"{100 * share:.2f}", *percents, rate]
 
 
+@pytest.mark.slow
 def test_every_candidate_starts_from_the_same_model_and_all_but_one_learn(outcomes):
     assert {*outcomes} == {NOTHING, EVERYTHING, *ADAPTERS}
     nothing, everything = outcomes[NOTHING], outcomes[EVERYTHING]
@@ -90,6 +91,7 @@ def test_every_candidate_starts_from_the_same_model_and_all_but_one_learn(outcom
         assert outcomes[name].share == parameters / outcomes[EVERYTHING].row.trainable
 
 
+@pytest.mark.slow
 def test_the_file_is_the_merged_best_adapter_as_a_plain_model(ran, outcomes):
     _, _, demo = ran
     assert demo.best.name in ADAPTERS

@@ -45,7 +45,8 @@ def case_of(method):
     )
 
 
-@parametrize_with_checks([case_of(method) for method in ("LoRA",)])
+@pytest.mark.slow
+@parametrize_with_checks([case_of("LoRA")])
 def test_conformance(check):
     check()
 
@@ -54,8 +55,13 @@ def test_conformance(check):
 CHECKS = ("merge-equals-call", "parameter-count", "symmetries")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("method", [method for method in methods_on("E3nn") if method != "LoRA"])
+@pytest.mark.parametrize(
+    "method",
+    [
+        pytest.param(name, marks=[] if name == "LoRA" else pytest.mark.slow)
+        for name in methods_on("E3nn")
+    ],
+)
 def test_other_methods(method):
     for result in run_checks(case_of(method), CHECKS):
         assert result.error is None, result.error

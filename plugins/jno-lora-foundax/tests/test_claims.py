@@ -222,6 +222,7 @@ def test_found_by_name_by_variant_and_in_auto_but_not_by_default(getkey):
     assert wrapped(wrapper="dora") == dora
 
 
+@pytest.mark.slow
 def test_the_plugin_does_not_import_foundax():
     code = (
         "import sys; from jno.lora import registered; import equinox as eqx, jax;"

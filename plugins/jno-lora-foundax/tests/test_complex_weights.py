@@ -61,6 +61,7 @@ def in_every_form(key):
     return ComplexSpectral(w), PairSpectral(re, im), PartsSpectral(parts)
 
 
+@pytest.mark.slow
 @parametrize_with_checks(
     [
         WrapperCase(

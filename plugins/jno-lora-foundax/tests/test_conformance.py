@@ -29,10 +29,8 @@ ADAPTERS = {
     ("BottleneckLinear", "Linear"): lambda out, inp: R * (inp + out + 1),
     ("BottleneckConv", "Conv1d"): lambda out, inp: R * (inp + out + 1),
 }
-WHOLE_KIT = (
-    *("DoRAChannelLastConv-Conv1dNHWC", "LoRASpectral-SpectralConv2d"),
-    "BottleneckChannelLastConv-Conv1dNHWC",
-)
+METHODS_OF_THE_PLUGIN = ("LoRASpectral-SpectralConv2d", "BottleneckChannelLastConv-Conv1dNHWC")
+METHOD_OF_THE_ZOO = "DoRAChannelLastConv-Conv1dNHWC"
 # Those of Equinox.
 OTHERS = {
     "Linear": Layer(lambda key: eqx.nn.Linear(4, 5, key=key), normal(4), 5, 4),
@@ -82,12 +80,25 @@ BANDS = dataclasses.replace(
 CASES = [*(case(*names, count) for names, count in ADAPTERS.items()), BANDS]
 
 
-@parametrize_with_checks([case for case in CASES if str(case) in WHOLE_KIT])
+@parametrize_with_checks([case for case in CASES if str(case) in METHODS_OF_THE_PLUGIN])
 def test_conformance(check):
     check()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", [case for case in CASES if str(case) not in WHOLE_KIT], ids=str)
+@parametrize_with_checks([case for case in CASES if str(case) == METHOD_OF_THE_ZOO])
+def test_conformance_of_a_method_of_the_zoo(check):
+    check()
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(case, marks=[] if str(case) == METHOD_OF_THE_ZOO else pytest.mark.slow)
+        for case in CASES
+        if str(case) not in METHODS_OF_THE_PLUGIN
+    ],
+    ids=str,
+)
 def test_the_checks_of_the_kind(case):
     check_kind(case)

@@ -52,15 +52,19 @@ def case_of(method, kind):
     )
 
 
+@pytest.mark.slow
 @parametrize_with_checks([case_of("LoRA", "Linear")])
 def test_conformance(check):
     check()
 
 
-CASES = [(method, kind) for kind in LAYERS for method in methods_on(f"Haliax{kind}")]
+CASES = [
+    pytest.param(method, kind, marks=[] if method == "LoRA" else pytest.mark.slow)
+    for kind in LAYERS
+    for method in methods_on(f"Haliax{kind}")
+]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("method", "kind"), CASES, ids=lambda name: name)
 def test_the_checks_of_the_kind(method, kind):
     check_kind(case_of(method, kind))

@@ -45,7 +45,13 @@ def assert_same(y, expected, tolerance=1e-5):
     )
 
 
-@pytest.mark.parametrize("cls", [LoRAHaliaxLinear, DoRAHaliaxLinear, OFTHaliaxLinear])
+@pytest.mark.parametrize(
+    "cls",
+    [
+        *(LoRAHaliaxLinear, DoRAHaliaxLinear),
+        pytest.param(OFTHaliaxLinear, marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.parametrize("use_bias", [True, False])
 def test_adapters_fit_every_order_of_the_weights_axes(cls, use_bias):
     last = hnn.Linear.init((IN, CHANNELS), (HEADS, SIZE), key=KEY, use_bias=use_bias)

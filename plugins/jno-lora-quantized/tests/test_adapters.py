@@ -47,7 +47,10 @@ def adapted_pair(key, scheme, **options):
     ]
 
 
-@pytest.mark.parametrize(("method", "scheme"), [("lora", "nf4"), ("dora", "nf4"), ("oft", "int8")])
+@pytest.mark.parametrize(
+    ("method", "scheme"),
+    [("lora", "nf4"), pytest.param("dora", "nf4", marks=pytest.mark.slow), ("oft", "int8")],
+)
 def test_as_on_the_dequantised_model(getkey, scheme, method):
     coded, plain = adapted_pair(getkey(), scheme, wrapper=method)
     x = jr.normal(getkey(), (6,))

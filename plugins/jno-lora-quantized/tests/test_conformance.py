@@ -29,13 +29,19 @@ def linear_case(method, scheme="nf4"):
     )
 
 
+@pytest.mark.slow
 @parametrize_with_checks([linear_case(method) for method in WHOLE_KIT if method not in REFUSED])
 def test_conformance(check):
     check()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("method", methods_on("Quantized", OTHERS))
+@pytest.mark.parametrize(
+    "method",
+    [
+        pytest.param(name, marks=[] if name == "LoRA" else pytest.mark.slow)
+        for name in methods_on("Quantized", OTHERS)
+    ],
+)
 def test_other_methods(method):
     check_kind(linear_case(method, "int8" if len(method) % 2 else "nf4"))
 

@@ -131,6 +131,7 @@ class ComplexUpdate(ComplexLoRA):
         return self.product(x)
 
 
+@pytest.mark.slow
 def test_a_correct_adapter_of_a_complex_layer_passes():
     case = WrapperCase(
         ComplexUpdate,

@@ -139,6 +139,7 @@ def test_a_shift_rolls_inputs_and_output_by_its_steps():
     assert np.array_equal(moved, np.roll(np.roll(x, n, 0), m, 1))
 
 
+@pytest.mark.slow
 def test_strided_convolutions_have_the_shifts_of_their_steps():
     options = {"stride": 2, "padding_mode": "CIRCULAR", "key": KEY}
     down = eqx.nn.Conv1d(2, 3, 3, padding=((1, 0),), **options)

@@ -107,6 +107,7 @@ def test_the_crps_is_the_integral_of_its_definition():
     np.testing.assert_allclose(crps(jnp.array(1.3), jnp.array(0.7)), expected, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_known_noise_is_found_and_covered(ensemble, calibrated):
     assert [scales.path for scales in calibrated.scales] == ["field", "number"]
     for scales in calibrated.scales:

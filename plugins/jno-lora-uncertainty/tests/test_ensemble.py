@@ -166,7 +166,13 @@ def test_kernels_of_one_point_run_side_by_side():
     assert sum("conv_general" in e.primitive.name for e in equations_in(program)) == 2
 
 
-@pytest.mark.parametrize("wrapper", ["lora", "dora", "vera", "vera-shared", "tied-lora"])
+@pytest.mark.parametrize(
+    "wrapper",
+    [
+        *("lora", "vera-shared"),
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("dora", "vera", "tied-lora")),
+    ],
+)
 def test_each_member_trains_as_it_does_alone(wrapper):
     make, parts = net_of(wrapper), folds(7, 3, key=KEY)
     batches = parts.training((X, Y))

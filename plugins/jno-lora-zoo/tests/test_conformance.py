@@ -113,8 +113,6 @@ OF_THE_METHOD = (
     *("low-rank-*", "factor-sides", "penalty", "rank-gate", "matrix"),
     *("shared-arrays", "poor-statistics", "calibration"),
 )
-# Methods that compute their law in the same way round alike.
-ROUNDING = ("trained-in-half-precision",)
 
 
 def case(method, layer, checks=("*",)):
@@ -152,12 +150,12 @@ def law_of(method):
 CASES = [
     *(case(method, LINEAR) for method in WHOLE_ON_LINEAR),
     *(
-        case(method, LINEAR, (*OF_THE_METHOD, *(ROUNDING if ALL or method in LAW_WAYS else ())))
+        case(method, LINEAR, OF_THE_METHOD)
         for method in ALL_METHODS
         if method not in WHOLE_ON_LINEAR
     ),
     *(
-        case(method, layer, ("*",) if ALL or layer is CONV else OF_THE_LAYER)
+        case(method, layer, ("*",) if ALL else OF_THE_LAYER)
         for layer in (CONV, UP, ROWS, TABLE, GRU)
         for method in WHOLE_KIT
     ),
@@ -166,6 +164,20 @@ CASES = [
 
 @parametrize_with_checks(CASES)
 def test_conformance(check):
+    check()
+
+
+# Methods that compute their law in the same way round alike.
+ROUNDING = [
+    case(method, LINEAR, ("trained-in-half-precision",))
+    for method in (ALL_METHODS if ALL else LAW_WAYS)
+    if method not in WHOLE_ON_LINEAR
+]
+
+
+@pytest.mark.slow
+@parametrize_with_checks([*(case(method, CONV) for method in WHOLE_KIT), *ROUNDING])
+def test_the_whole_kit_on_a_convolution_and_the_rounding_of_each_law(check):
     check()
 
 
