@@ -1,8 +1,9 @@
 """Which pairs of a method and a layer the tests run.
 
 An adapter is a method on a kind of layer. A fault is in the method, in the kind, or between a kind
-and a structure of methods. `make test` therefore runs each method on two layers, and each layer
-with a method of each structure. `make test-all` runs every pair (`JNO_LORA_TEST_ALL=1`).
+and a structure of methods. CI therefore runs each method on two layers, and each layer with a
+method of each structure: `make test` each method and each kind once, `make test-more` the others.
+`make test-all` runs every pair (`JNO_LORA_TEST_ALL=1`).
 """
 
 import os
@@ -37,7 +38,7 @@ def for_each_structure(methods: Iterable[str]) -> tuple[str, ...]:
 
 
 def pairwise(pairs: Iterable[tuple[str, Layer]], layers: int = 1) -> list[tuple[str, Layer]]:
-    """Of the pairs of a method and a layer, those that `make test` runs, in their order.
+    """Of the pairs of a method and a layer, those that CI runs, in their order.
 
     Every method keeps so many of its `layers`, dealt in turn, and every layer keeps a method of
     each structure.
