@@ -31,6 +31,7 @@ from ._errors import (
     SelectionError,
     WrapperError,
 )
+from ._left_out import LeftOut
 from ._merge import disabled, merge_lora, unwrap_lora
 from ._net.net import Net
 from ._planning.plan import Plan, PlanRow
@@ -45,7 +46,6 @@ from ._sets.set import AdapterSet, LayerForm, LooseAdapter, extract_adapters, sw
 from ._shared_arrays import resolve
 from ._showing.tables import Table
 from ._trainability import lora_param_labels, lora_trainable_filter, partial_lora_trainable_filter
-from ._tree import LeftOut
 from ._version import __version__ as __version__
 
 if TYPE_CHECKING:

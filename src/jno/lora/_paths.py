@@ -2,7 +2,7 @@
 
 import difflib
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax.tree_util as jtu
@@ -44,6 +44,12 @@ def nearest(name: str, options: Iterable[str], n: int = 5) -> list[str]:
     near = difflib.get_close_matches(name, unique, n=n, cutoff=0.4)
     # The regex ".*enc.*" should find "encoder/0", although the strings are not similar.
     return near or difflib.get_close_matches(name, unique, n=1, cutoff=0.0)
+
+
+def listed(names: Sequence[str], limit: int) -> str:
+    """The names in a sentence. After `limit` names, the number of further names."""
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return f"{', '.join(names[:limit])}{more}"
 
 
 def bullets(lines: Iterable[str], limit: int = _EVERY) -> str:

@@ -2,26 +2,20 @@
 
 import dataclasses
 import functools
-import sys
 from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping
 from typing import Any, Literal, TypeAlias, TypeVar
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 import jax.tree_util as jtu
-import numpy as np
 from jaxtyping import PyTree
 
-from ._compute.precision import count_reals
 from ._contract.coded import is_coded
-from ._contract.wrapper import LoRAWrapper, is_adapter
-from ._errors import PluginError, SelectionError
+from ._contract.wrapper import is_adapter
+from ._errors import SelectionError
 from ._paths import KeyPath, path_str, show_path
-from ._showing.grouping import grouped
 
 M = TypeVar("M")
-_NAMED = 6  # how many layers, or groups of alike layers, a line names
 
 # Norms read and rewrite the weight of the layer inside. They would bypass an adapter there, or
 # normalise it away. The texts are the status of such a layer in a plan.
@@ -36,79 +30,6 @@ NORMALISED: dict[type, NormStatus] = {
 def norm_status(cls: type) -> NormStatus | None:
     """The status of a layer inside of a `cls`, if that is a norm."""
     return next((status for norm, status in NORMALISED.items() if issubclass(cls, norm)), None)
-
-
-def safely_applies(cls: type[LoRAWrapper], layer: PyTree) -> bool:
-    """Whether `cls` applies to `layer`. `False` if it raises."""
-    try:
-        return bool(cls.applies_to(layer))
-    except Exception:
-        return False
-
-
-def why_not(cls: type[LoRAWrapper], layer: PyTree) -> str | None:
-    """Why `cls` does not apply to `layer`; `None` without a reason, or if it raises."""
-    try:
-        return cls.why_not(layer)
-    except Exception:
-        return None
-
-
-@functools.singledispatch
-def default_adapters(layer: PyTree) -> tuple[type[LoRAWrapper], ...]:
-    """The adapters that calls with `wrapper=None` try on `layer`, after the defaults.
-
-    An open function: `@default_adapters.register(MyLayer)` adds the adapters of a layer class. A
-    class of Equinox, JAX or Python raises a `PluginError`.
-    """
-    return ()
-
-
-_NOT_YOURS = {*sys.stdlib_module_names, "equinox", "jax", "jaxlib"}
-
-
-def _register_default_adapters(cls: object, function: Any = None) -> Any:
-    """`singledispatch`'s `register`, for layers that a user has chosen by choosing a library."""
-    if not isinstance(cls, type) or cls.__module__.partition(".")[0] in _NOT_YOURS:
-        raise PluginError(
-            f"{getattr(cls, '__name__', cls)} gets its adapters by default from jno-lora alone, so "
-            "that importing a plugin changes no call. Name the adapter in the call, or register a "
-            "layer class of your own: @default_adapters.register(MyLayer)"
-        )
-    return _register(cls, function)
-
-
-_register = default_adapters.register
-default_adapters.register = _register_default_adapters  # pyright: ignore[reportAttributeAccessIssue]
-
-
-@functools.singledispatch
-def callable_for(layer: PyTree, model: PyTree) -> Callable[..., Any] | None:
-    """The function that a `Net` calls instead of `model`, which contains `layer`.
-
-    An open function, like `default_adapters`. `None` means the model itself.
-    """
-    return None
-
-
-def callable_model(model: PyTree) -> Callable[..., Any]:
-    """The function that a `Net` calls: `model`, or the function registered for one of its layers.
-
-    **Raises:** `SelectionError` if the model cannot be called.
-    """
-    default = callable_for.dispatch(object)
-
-    def is_registered(node: object) -> bool:
-        return callable_for.dispatch(type(node)) is not default
-
-    layers = jax.tree.leaves(model, is_leaf=is_registered)
-    function = next(filter(None, (callable_for(layer, model) for layer in layers)), model)
-    if not callable(function):
-        raise SelectionError(
-            f"The model of this net is a {type(model).__name__}, which cannot be called. Call the "
-            "function that takes it: apply(net.module, x)"
-        )
-    return function
 
 
 def modules_in(tree: PyTree) -> list[tuple[KeyPath, eqx.Module]]:
@@ -140,62 +61,6 @@ def modules_by_path(model: PyTree) -> dict[str, eqx.Module]:
 def fields_of(module: eqx.Module) -> dict[str, Any]:
     """The values of the fields of a module, by name; `None` for a field that was never set."""
     return {field.name: getattr(module, field.name, None) for field in dataclasses.fields(module)}
-
-
-@dataclasses.dataclass(frozen=True)
-class LeftOut:
-    """The layers that have matrices (arrays of two axes or more) but no adapter.
-
-    - `sizes`: the parameters in these matrices, by the path of their layer.
-    - `total`: the parameters of the whole model, without adapters.
-    """
-
-    sizes: Mapping[str, int] = dataclasses.field(default_factory=dict)
-    total: int = 0
-
-    @property
-    def is_worth_a_line(self) -> bool:
-        """Whether the matrices have at least one percent of the parameters."""
-        return sum(self.sizes.values()) > 0.01 * self.total
-
-    def __str__(self) -> str:
-        left_out, layers = sum(self.sizes.values()), len(self.sizes)
-        names = [path for path, _, _ in grouped((show_path(path), ()) for path in self.sizes)]
-        more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-        return (
-            f"{left_out:,} parameters ({100 * left_out / max(self.total, 1):.0f} %) in {layers} "
-            f"{'layer' if layers == 1 else 'layers'} have no adapter: "
-            f"{', '.join(names[:_NAMED])}{more}"
-        )
-
-
-def layers_left_out(model: PyTree, total: int, wrapped: Container[KeyPath] = ()) -> LeftOut:
-    """The layers of `model` with matrices outside of adapters, and outside of `wrapped` layers."""
-    modules = {keys for keys, _ in modules_in(model)}
-    sizes: dict[str, int] = {}
-    for keys, leaf in jtu.tree_leaves_with_path(
-        model, is_leaf=lambda node: is_adapter(node) or is_coded(node)
-    ):
-        outer = [keys[:length] for length in range(len(keys), -1, -1)]
-        is_matrix = is_parameter(leaf) and len(leaf.shape) >= 2
-        if is_matrix and not any(place in wrapped for place in outer):
-            # An array outside of all modules counts as a layer.
-            layer = path_str(next((place for place in outer if place in modules), keys))
-            sizes[layer] = sizes.get(layer, 0) + count_reals(leaf)
-    return LeftOut(sizes, total)
-
-
-def count_plain(model: PyTree) -> int:
-    """The parameters of `model`, without its adapters."""
-    plain = map_adapters(lambda _, adapter: adapter.base, model)
-    leaves = jax.tree.leaves(plain, is_leaf=is_coded)
-    return sum(count_reals(leaf) for leaf in leaves if is_parameter(leaf))
-
-
-def is_parameter(leaf: Any) -> bool:
-    """Whether `leaf` is an array of real or complex numbers, or stands for such an array."""
-    is_array = isinstance(leaf, jax.Array | np.ndarray | jax.ShapeDtypeStruct) or is_coded(leaf)
-    return is_array and bool(jnp.issubdtype(leaf.dtype, jnp.inexact))
 
 
 def holds_adapters(tree: PyTree) -> bool:
@@ -274,10 +139,8 @@ def nested_with(model: PyTree, paths: Iterable[str]) -> dict[str, list[str]]:
 def norms_around(model: PyTree, paths: Iterable[str]) -> dict[str, str]:
     """By path, the path of the outermost norm (`NORMALISED`) around the layer there."""
     norms = {path_str(keys) for keys, node in modules_in(model) if norm_status(type(node))}
-    outermost: dict[str, str] = {}
-    for path, norm in enclosing(paths, norms):
-        outermost.setdefault(path, norm)
-    return outermost
+    # The outermost norm of a path comes first, so that it is the last in reverse.
+    return dict(reversed([*enclosing(paths, norms)]))
 
 
 def refuse_second(path: str, seen: Container[str], nouns: str) -> None:

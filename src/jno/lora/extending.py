@@ -14,7 +14,7 @@ from ._checkpoint.writing import save_extended, values_of
 from ._compute.elimination import gauss_jordan
 from ._compute.jaxprs import equations_in, jaxprs_in
 from ._compute.precision import at_least_float32, compute_dtype, held_dtype, widest
-from ._contract.calling import is_traced, over_stack, refusal_of_template
+from ._contract.calling import is_traced, over_stack, refusal_of_template, safely_applies
 from ._contract.checks import check_adapter_name, check_key, check_number, check_rank, expect_model
 from ._contract.coded import CodedArray, class_of, is_coded, refuse_coded, row_products, with_arrays
 from ._contract.constructing import construct, takes
@@ -27,6 +27,7 @@ from ._errors import errors_as, imported_for, warn
 from ._merge import wide_layers
 from ._paths import bullets, nearest, path_str, show_array, show_path, stable_hash
 from ._peft_words import knows_words_of_jno
+from ._registry.open_functions import callable_for, default_adapters
 from ._registry.plugins import ClassesByName, LazyAdapter, why_unusable
 from ._registry.registry import default_registry
 from ._run import run
@@ -38,15 +39,12 @@ from ._showing.progress import Bar, tracked
 from ._showing.tables import Printed, print_table, table
 from ._tree import (
     adapted_layers,
-    callable_for,
-    default_adapters,
     enclosing,
     layers_at,
     map_adapters,
     modules_by_path,
     norms_around,
     replace_layers,
-    safely_applies,
 )
 
 # Errors, warnings and messages.

@@ -8,7 +8,7 @@ from .._contract.matrix_adapter import Composite, Member
 from .._contract.problems import check_contract
 from .._contract.wrapper import LoRAWrapper
 from .._errors import PluginError, SelectionError
-from .._paths import show_path
+from .._paths import listed, show_path
 from .._registry.registry import Registry
 from .format import Configuration, Described
 
@@ -35,19 +35,18 @@ def classes_of(
             cls = _class_of(configuration.adapters[paths[0]], given, registry, reader)
             classes |= dict.fromkeys(paths, cls)
         except ImportError as err:  # such as `PluginError` and `MissingLibraryError`
-            more = f" and {len(paths) - 3} more" if len(paths) > 3 else ""
-            problems[f"{', '.join(map(show_path, paths[:3]))}{more}: {err}"] = err
+            problems[f"{listed([*map(show_path, paths)], 3)}: {err}"] = err
     return classes, problems
 
 
 def _by_name(given: Classes) -> dict[str, type[LoRAWrapper]]:
-    listed = [given] if isinstance(given, type) else list(given or ())
-    for cls in listed:
+    wrappers = [given] if isinstance(given, type) else list(given or ())
+    for cls in wrappers:
         check_contract(cls)
-    classes = {cls.__name__: cls for cls in listed}
-    if len(classes) < len({*listed}):
+    classes = {cls.__name__: cls for cls in wrappers}
+    if len(classes) < len({*wrappers}):
         raise SelectionError(
-            f"Two classes of `wrappers` have the same name: {', '.join(map(repr, listed))}. Load "
+            f"Two classes of `wrappers` have the same name: {', '.join(map(repr, wrappers))}. Load "
             "the adapters of each class in a separate call, with strict=False."
         )
     return classes

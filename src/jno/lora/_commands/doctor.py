@@ -56,8 +56,7 @@ def examine(
             tell(facts=facts, troubles=troubles)
         except Exception as err:
             troubles.append(f"The hook `jno_lora_doctor` of {record.describe()}: {err!r}")
-    for record in records:
-        facts += _additions(record, commands)
+    facts += (fact for record in records for fact in _additions(record, commands))
     facts += sorted((n, repr(x)) for n, x in os.environ.items() if n.startswith("JNO_LORA_"))
     troubles += _plugin_troubles(records)
     troubles += (f"Left out of the command line: {line}" for line in left_out)
@@ -181,8 +180,7 @@ def _requirements(distribution: Any) -> Iterator[tuple[str, SpecifierSet]]:
 
 def _unmatched_names(records: tuple[PluginRecord, ...]) -> Iterator[str]:
     """A text for each name in `JNO_LORA_BLOCK` that matches no plugin."""
-    plugins = {name for r in records for name in (r.distribution, normalise(r.name))}
-    plugins |= first_party()
+    plugins = first_party() | {x for r in records for x in (r.distribution, normalise(r.name))}
     for name in sorted(blocked_names() - plugins):
         near = ", ".join(nearest(name, sorted(plugins)))
         yield f"JNO_LORA_BLOCK names {name!r}, which no plugin is called. Near it: {near}."

@@ -1,8 +1,8 @@
-"""Call functions that are written for one layer on a stack of layers or on a template.
+"""Call what is written for one layer on a stack of layers, on a template, or on any module.
 
 `eqx.filter_vmap` of a constructor builds stacks: one object with many layers along leading axes,
 which `lax.scan` or `vmap` run. `eqx.filter_eval_shape` makes templates, with shapes instead of
-arrays.
+arrays. Adapter classes are asked about every module of a model, and may raise on some of them.
 """
 
 from collections.abc import Callable
@@ -49,6 +49,22 @@ def refusal_of_template(tree: PyTree, advice: str) -> str:
 def is_traced(*trees: PyTree) -> bool:
     """Whether an array in the trees is traced."""
     return any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(trees))
+
+
+def safely_applies(cls: type[Any], layer: PyTree) -> bool:
+    """Whether `cls` applies to `layer`. `False` if it raises."""
+    try:
+        return bool(cls.applies_to(layer))
+    except Exception:
+        return False
+
+
+def why_not(cls: type[Any], layer: PyTree) -> str | None:
+    """Why `cls` does not apply to `layer`; `None` without a reason, or if it raises."""
+    try:
+        return cls.why_not(layer)
+    except Exception:
+        return None
 
 
 def _is_template(tree: PyTree) -> bool:

@@ -24,13 +24,14 @@ from .._planning.candidates import MaskLike, TargetLike, parse_mask
 from .._planning.plan import Plan
 from .._planning.planner import advised
 from .._planning.specs import Spec, SpecLike, WrapperLike
+from .._registry.open_functions import callable_model
 from .._registry.registry import Registry, default_registry
 from .._reports.report import LoraReport, report_on
 from .._sets.members import NamedSet, NamedSets, Weights, members_of
 from .._sets.set import AdapterSet, check_fit
 from .._shared_arrays import resolve
 from .._trainability import lora_trainable_filter
-from .._tree import callable_model, holds_adapters
+from .._tree import holds_adapters
 from .state import COMPLEX, NetState, Origin, origins_of
 
 

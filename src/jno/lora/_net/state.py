@@ -203,8 +203,7 @@ class NetState:
         """This state, with the adapters of a file, and the paths of replaced adapters."""
         # A replaced adapter may contain a changed layer (PiSSA), so plain layers are wrapped.
         plain, originals = self.plain().module, self.original_layers()
-        contents = read_for(path)
-        module, loaded = load(self.module, contents, wrappers, registry, strict, originals)
+        module, loaded = load(self.module, read_for(path), wrappers, registry, strict, originals)
         if not loaded:
             return self, ()
         replaced = [path for path, _ in adapted_layers(self.module) if path in loaded]

@@ -4,12 +4,12 @@ import dataclasses
 
 from jaxtyping import PyTree
 
+from .._contract.calling import why_not
 from .._contract.wrapper import is_adapter
 from .._errors import WrapperError, warn
 from .._paths import KeyPath
 from .._registry.plugins import how_to_block
 from .._registry.registry import Registry
-from .._tree import why_not
 from .candidates import Candidate, Selector, candidates_of
 from .messages import failed_claim
 from .specs import AdapterClass, Rule, Tier

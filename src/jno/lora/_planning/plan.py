@@ -5,9 +5,10 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from .._contract.wrapper import LoRAWrapper
+from .._left_out import LeftOut
 from .._paths import KeyPath, show_path
 from .._showing.tables import Printed, Table, table
-from .._tree import LeftOut
+from .._tree import NormStatus
 from .specs import Rule
 
 PlanStatus = Literal[
@@ -16,9 +17,8 @@ PlanStatus = Literal[
     "mask does not select",
     "no wrapper applies",
     "already adapted",
-    "inside WeightNorm",
-    "inside SpectralNorm",
     "refused",
+    NormStatus,
 ]
 
 

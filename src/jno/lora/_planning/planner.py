@@ -9,28 +9,20 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
+from .._contract.calling import safely_applies, why_not
 from .._contract.coded import is_coded
 from .._contract.constructing import takes
 from .._contract.wrapper import LoRAWrapper, is_adapter, overrides
 from .._errors import SelectionError
-from .._paths import KeyPath, show_array, show_path
+from .._left_out import count_plain, is_parameter, layers_left_out
+from .._paths import KeyPath, listed, show_array, show_path
 from .._registry.registry import Registry
-from .._tree import (
-    count_plain,
-    fields_of,
-    is_parameter,
-    layers_left_out,
-    modules_in,
-    safely_applies,
-    why_not,
-)
+from .._tree import fields_of, modules_in
 from .candidates import Selector
 from .claims import Claim, Questions
 from .messages import notes_on, problems_of, tie
 from .plan import Plan, PlannedRow, PlanRow, planned_rows
 from .specs import DEFAULTS, AdapterClass, Rule
-
-_NAMED = 4  # how many adapters the advice in a row names
 
 _CELLS = (eqx.nn.GRUCell, eqx.nn.LSTMCell)
 _WITH_MATRICES = (eqx.nn.Linear, eqx.nn.Embedding, eqx.nn.Conv, eqx.nn.ConvTranspose, *_CELLS)
@@ -147,9 +139,8 @@ def advised(plan: Plan, model: PyTree, registry: Registry) -> Plan:
             # The adapters of `wrapper="auto"` first: the plugin itself prefers them.
             applying.sort(key=lambda wrapper: not wrapper.cls.auto)
             names = [wrapper.cls.__name__ for wrapper in applying]
-            more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
             origins = ", ".join(dict.fromkeys(wrapper.distribution for wrapper in applying))
-            return f"none of this call; {', '.join(names[:_NAMED])}{more} ({origins})"
+            return f"none of this call; {listed(names, 4)} ({origins})"
         if row.reason is not None or not asks_all:
             return None
         reasons = filter(None, (why_not(wrapper.cls, layer) for wrapper in wrappers))

@@ -15,8 +15,8 @@ from .._contract.problems import check_contract
 from .._contract.wrapper import LoRAWrapper
 from .._errors import SelectionError
 from .._peft_words import explain_unknown
+from .._registry.open_functions import default_adapters
 from .._registry.registry import Registry
-from .._tree import default_adapters
 from .candidates import Target, TargetLike, parse_target
 
 WrapperLike: TypeAlias = type[LoRAWrapper] | str | Sequence[type[LoRAWrapper] | str] | None
@@ -109,8 +109,7 @@ def parse_specs(
 def _parse(registry: Registry, model: PyTree, spec: Spec, label: str, argument: str) -> Rule:
     tiers, named = _parse_wrapper(registry, spec.wrapper)
     if spec.rank is not None or any("rank" in takes(cls) for tier in tiers for cls in tier.classes):
-        advice = " Give `rank` in the call, or in the spec."
-        check_rank(spec.rank, f"The rank of {label}", advice)
+        check_rank(spec.rank, f"The rank of {label}", " Give `rank` in the call, or in the spec.")
     alpha, options = spec.alpha, {} if spec.options is None else spec.options
     is_number = isinstance(alpha, numbers.Real) and not isinstance(alpha, bool)
     if alpha is not None and not (is_number and math.isfinite(alpha)):

@@ -17,6 +17,7 @@ from .._contract.checks import check_same_structure, expect_model
 from .._contract.coded import coded_size
 from .._contract.wrapper import LoRAWrapper, merged_layer
 from .._errors import WrapperError, errors_as
+from .._left_out import LeftOut, count_plain, layers_left_out
 from .._merge import wide_layers
 from .._paths import show_path, show_place
 from .._registry.registry import Registry, default_registry
@@ -25,7 +26,7 @@ from .._sets.members import members_of
 from .._shared_arrays import filler
 from .._showing.tables import Printed, Table, table
 from .._trainability import lora_trainable_filter, may_train
-from .._tree import LeftOut, adapted_layers, count_plain, layers_left_out
+from .._tree import adapted_layers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,9 +85,8 @@ class LoraReport(Printed[ReportRow]):
 
     def _title(self) -> str:
         layers = f"{len(self.rows)} adapted {'layer' if len(self.rows) == 1 else 'layers'}"
-        return (
-            f"{layers}, inactive sets: {self.inactive} (net.activate)" if self.inactive else layers
-        )
+        inactive = f", inactive sets: {self.inactive} (net.activate)" if self.inactive else ""
+        return f"{layers}{inactive}"
 
     def _caption(self) -> str:
         return f"{self.trainable:,} of {self.total:,} parameters train ({self.percentage:.2f} %)"

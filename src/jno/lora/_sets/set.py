@@ -13,7 +13,7 @@ import jax.tree_util as jtu
 from jaxtyping import PyTree
 
 from .._compute.precision import held_dtype
-from .._contract.calling import call_or_trace, over_stack
+from .._contract.calling import call_or_trace, over_stack, safely_applies
 from .._contract.checks import NotAModel, expect_model
 from .._contract.coded import is_coded
 from .._contract.matrix_adapter import MatrixAdapter
@@ -32,7 +32,6 @@ from .._tree import (
     norms_around,
     refuse_second,
     replace_layers,
-    safely_applies,
 )
 
 M = TypeVar("M")
