@@ -88,7 +88,9 @@ def test_every_candidate_starts_from_the_same_model_and_all_but_one_learn(outcom
         assert [row.path for row in report] == ["edges", "shapes", "hidden", "output"]
         assert {row.wrapper.variant for row in report} == {name}
         # Some methods, such as OFT and IA3, take no alpha.
-        assert all(row.alpha == (ALPHA if "alpha" in takes(row.wrapper) else None) for row in report)
+        assert all(
+            row.alpha == (ALPHA if "alpha" in takes(row.wrapper) else None) for row in report
+        )
         parameters = sum(row.trainable for row in report)
         assert outcomes[name].row.trainable == parameters
         assert outcomes[name].share == parameters / outcomes[EVERYTHING].row.trainable

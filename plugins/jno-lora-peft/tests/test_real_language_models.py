@@ -1,5 +1,7 @@
 """Language models with tied heads, in eqx-zoo and in PEFT on Torch: `make test-peft`."""
 
+import functools
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -9,7 +11,7 @@ from peft_cases.files import read_files, trained
 from peft_cases.language_models import error, our_logits, reloaded, their_logits
 from peft_cases.torch_side import lora, quiet
 
-from jno.lora import Net, PeftFormatError, merge_lora
+from jno.lora import Net, PeftFormatError, WrapperError, merge_lora
 from jno_lora_peft import Untied, load_peft, save_peft, untie
 from jno_lora_routed import with_invocation
 
@@ -66,7 +68,16 @@ def test_language_models_of_peft_compute_the_same_here_and_back_in_peft(
     assert error(reloaded(tmp_path / "ours", family), expected) < 1e-5
 
 
-def test_alora_acts_from_the_invocation_on(family, plain, tmp_path):
+class NamedAxis:
+    """JAX, with `vmap` over an axis that has a name: aLoRA asks it which token a layer gets."""
+
+    vmap = staticmethod(functools.partial(jax.vmap, axis_name="tokens"))
+
+    def __getattr__(self, name):
+        return getattr(jax, name)
+
+
+def test_alora_acts_from_the_invocation_on(family, plain, tmp_path, monkeypatch):
     targets = ["q_proj", "k_proj", "v_proj", "down_proj"]
     first, invocation = 3, models.IDS[3:5]
     config = lora(targets, alora_invocation_tokens=invocation, task_type="CAUSAL_LM")
@@ -74,7 +85,12 @@ def test_alora_acts_from_the_invocation_on(family, plain, tmp_path):
     expected, base = their_logits(theirs), our_logits(plain)
     saved(theirs, tmp_path / "theirs")
     ours = load_peft(plain, tmp_path / "theirs")
-    invoked = our_logits(with_invocation(ours, jnp.array(models.IDS)))
+    ours_invoked = with_invocation(ours, jnp.array(models.IDS), axis="tokens")
+    with pytest.raises(WrapperError, match="tokens"):  # eqx-zoo's axes have no names
+        our_logits(ours_invoked)
+    for module in ("eqx_zoo.layers.attention", "eqx_zoo.models.causal_lm.model"):
+        monkeypatch.setattr(f"{module}.jax", NamedAxis())
+    invoked = our_logits(ours_invoked)
     assert error(invoked, expected) < 1e-5
     assert error(invoked[:first], base[:first]) < 1e-6
     assert error(invoked[first:], base[first:]) > 1e-2
