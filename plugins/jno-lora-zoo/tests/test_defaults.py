@@ -65,6 +65,16 @@ def test_the_default_alpha_gives_a_scale_of_one_where_a_layer_clamps_the_rank(va
     assert (first.rank, first.alpha) == (2, 8.0)  # as the call says
 
 
+@pytest.mark.parametrize("name", ["IA3Linear", "OFTLinear", "IA3Recurrent"])
+def test_a_method_without_an_alpha_ignores_the_one_that_jno_passes(name, getkey):
+    layer, key = eqx.nn.Linear(3, 4, key=getkey()), getkey()
+    layer = eqx.nn.GRUCell(3, 4, key=key) if name == "IA3Recurrent" else layer
+    cls = getattr(jno_lora_zoo, name)
+    by_keyword = cls(layer, rank=2, alpha=1.0, key=key)
+    assert by_keyword.alpha is None
+    assert eqx.tree_equal(by_keyword, cls(layer, 2, 1.0, key=key), cls(layer, 2, key=key))
+
+
 def test_every_method_is_a_variant_of_its_layers_and_another_one_inside_a_norm():
     registry = Registry()
     (record,) = (r for r in registry.records() if r.distribution == "jno-lora-zoo")

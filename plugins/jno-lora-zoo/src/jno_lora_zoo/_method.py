@@ -178,7 +178,7 @@ def _constructor(cls: type[Method]) -> Callable[..., None]:
 
     @functools.wraps(Method.__init__)
     def construct(self: Method, *args: Any, **kwargs: Any) -> None:
-        Method.__init__(self, *args, **without_alpha(cls, args), **kwargs)
+        Method.__init__(self, *args, **without_alpha(cls, args, kwargs))
 
     signature = inspect.signature(construct)
     dropped = {"options"} if cls.has_alpha else {"options", "alpha"}
@@ -191,9 +191,9 @@ def _constructor(cls: type[Method]) -> Callable[..., None]:
     return construct
 
 
-def without_alpha(method: type[Method], args: tuple[object, ...]) -> dict[str, None]:
-    """The keyword `alpha` for the constructor of a method without one, called with `args`."""
-    return {} if method.has_alpha or len(args) > 2 else {"alpha": None}
+def without_alpha(method: type[Method], args: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The keywords of a constructor. A method without an alpha ignores one, which jNO passes."""
+    return kwargs if method.has_alpha or len(args) > 2 else {"alpha": None, **kwargs}
 
 
 def adapter_dtype_for(weight: ArrayLike | CodedArray, adapter_dtype: Any) -> np.dtype:

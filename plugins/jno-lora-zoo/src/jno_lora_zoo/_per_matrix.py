@@ -285,8 +285,7 @@ def _constructor(of_one_matrix: type[Method]) -> Callable[..., None]:
         if kwargs.get("dropout"):
             name = type(self).__name__
             raise ValueError(f"`dropout` cannot be used by {name}: its layers pass no key on")
-        kwargs |= without_alpha(of_one_matrix, args)
-        MethodPerMatrix.__init__(self, *args, **kwargs)
+        MethodPerMatrix.__init__(self, *args, **without_alpha(of_one_matrix, args, kwargs))
 
     signature = inspect.signature(of_one_matrix.__init__)
     parameters = [p for name, p in signature.parameters.items() if name != "dropout"]
