@@ -125,12 +125,12 @@ def report_intruders(model: PyTree, *, top: int = 10, threshold: float = 0.5) ->
             left_out.append(path)
         for array, (before, after) in pairs.items():
             found = _find_intruders(before, after, top, threshold)
+            energies = found.energies
             for part in np.ndindex(before.shape[:-2]):
                 place = path, array, part, type(adapter), before.shape[-2:]
                 similarities = tuple(found.similarities[part].tolist())
                 intruders = tuple(np.flatnonzero(found.intrudes[part]).tolist())
-                energy = float(found.energies[part])
-                rows.append(IntruderRow(*place, similarities, intruders, energy))
+                rows.append(IntruderRow(*place, similarities, intruders, float(energies[part])))
     if not rows and not left_out:
         raise SelectionError("The model has no adapters. Give the adapted model, before merging.")
     return IntruderReport(tuple(rows), tuple(left_out))

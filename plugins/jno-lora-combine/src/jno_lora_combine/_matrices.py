@@ -54,9 +54,9 @@ def before_and_after(
 ) -> tuple[T, T] | None:
     """`read` of the layer before adapting and of the merged layer, in float64.
 
-    Half precision becomes float32. `None` for an adapter that cannot be merged.
+    Half precision becomes float32. `None` for an adapter whose class refuses to merge.
 
-    **Raises:** `WrapperError` that names the path, if the merge fails.
+    **Raises:** `WrapperError` that names the path, for a template, or if a merge raises otherwise.
     """
     place = f"the {type(adapter).__name__} at {show_path(path)!r}"
     if refusal := refusal_of_template(adapter, "Give the model itself."):

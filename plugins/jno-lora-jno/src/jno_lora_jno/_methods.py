@@ -40,9 +40,9 @@ def lora_of_model(original: Callable[..., Any]) -> Callable[..., Any]:
         original(self, specs=checked, wrapper=checked[0]["wrapper"])
         for config, spec in zip(self._lora_config, checked, strict=True):
             options = spec["options"] and dict(spec["options"])
-            dropped = {"options": options, "statistics": statistics}
-            dropped["statistics_from"] = statistics_from
-            config.update((key, value) for key, value in dropped.items() if value is not None)
+            extra = {"options": options, "statistics": statistics}
+            extra["statistics_from"] = statistics_from
+            config.update((key, value) for key, value in extra.items() if value is not None)
         return self
 
     return lora

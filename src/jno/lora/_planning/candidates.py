@@ -158,7 +158,7 @@ def compiled(pattern: object, argument: str) -> re.Pattern[str]:
 
 
 def selector(model: PyTree, mask: MaskLike | None) -> Selector:
-    """A function that returns whether a leaf is selected in the node of `model` at a key path."""
+    """Returns whether the mask selects a leaf of the node at a key path of `model`."""
     if mask is None:
         return lambda keys: True
     leaves = jtu.tree_leaves_with_path(parse_mask(model, mask))

@@ -78,7 +78,7 @@ class Questions:
         tiers = dict.fromkeys(tier for rule in rules for tier in rule.tiers)
         return any(self._applying(tier, candidate) for tier in tiers)
 
-    def why_not(self, candidate: Candidate) -> str | None:
+    def reason_against(self, candidate: Candidate) -> str | None:
         """The first reason of an adapter against a layer that it nearly claims."""
         tiers = dict.fromkeys(tier for rule in self.rules for tier in rule.tiers)
         classes = (cls for tier in tiers for cls in tier.classes_for(candidate.layer))

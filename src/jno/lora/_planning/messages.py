@@ -14,7 +14,7 @@ _NO_BLOCKS = (
     "The model has no repeated blocks (modules of one class in a list, or a stack). Leave `target` "
     "out to adapt every layer, or give a regex on paths, or a list of names."
 )
-_WHY_REFUSED = (
+_WHY_NOT_IN_NORMS = (
     "Layers inside eqx.nn.WeightNorm and SpectralNorm are not adapted, because the norm would "
     "rescale or bypass the adapter. To adapt the norm and its layer as one, with the update inside "
     'the norm, ask for it: wrapper=["lora", "lora-in-norm"].'
@@ -42,9 +42,8 @@ def problems_of(rules: Sequence[Rule], rows: Sequence[PlannedRow]) -> Iterator[s
 
 def _problem_of(rule: Rule, rows: Sequence[PlannedRow]) -> str | None:
     """The error of a rule, or of one of its names, that matches no layer at all, masked or not."""
-    missing: list[str] = []
-    if isinstance(rule.target, NamedLayers):
-        missing = rule.target.missing_from([x.row.path for x in rows])
+    paths = [x.row.path for x in rows]
+    missing = rule.target.missing_from(paths) if isinstance(rule.target, NamedLayers) else []
     matches = ("wrapped", "already adapted", "mask does not select", "refused")
     if not missing and any(x.rule is rule and x.row.status in matches for x in rows):
         return None
@@ -67,8 +66,8 @@ def _problem_of(rule: Rule, rows: Sequence[PlannedRow]) -> str | None:
     elif matching:
         lines.append("It matches these layers, and adapts none of them:")
         lines.append(bullets(map(describe, matching), FEW))
-        if any(x.rule is rule for x in matching):
-            lines.append(_WHY_REFUSED)
+        if any(x.row.status in NORMALISED.values() and x.rule is rule for x in matching):
+            lines.append(_WHY_NOT_IN_NORMS)
         if any(x.row.wrapper is None and x.rule is None for x in matching):
             lines.append(_MORE_ADAPTERS)
     elif rows:
@@ -140,8 +139,8 @@ def notes_on(rules: Sequence[Rule], rows: Sequence[PlannedRow]) -> Iterator[str]
 
 def warn_of_omissions(plan: Plan) -> None:
     """Warn about layers in norms, and if nothing was adapted, due to adapters or the mask."""
-    if refused := plan.having(*NORMALISED.values()):
-        warn(f"{_WHY_REFUSED} These were not adapted:\n{_paths(refused)}")
+    if in_norms := plan.having(*NORMALISED.values()):
+        warn(f"{_WHY_NOT_IN_NORMS} These were not adapted:\n{_paths(in_norms)}")
     if plan.carriers and not plan.wrapped:
         warn(
             "Every selected layer carries an adapter already, so nothing was adapted. Merge or "

@@ -67,7 +67,7 @@ def _row(questions: Questions, claim: Claim) -> PlanRow | None:
             return None
         if questions.misses_target(candidate):
             return row("target does not match")
-        reason = _why_quantized(module) or questions.why_not(candidate)
+        reason = _why_quantized(module) or questions.reason_against(candidate)
         # A layer that an adapter rejects may hold its arrays in nodes of another library.
         has_row = reason is not None or _owns_arrays(module)
         return row("no wrapper applies", reason=reason) if has_row else None
@@ -181,7 +181,7 @@ def _why_not_stacked(cls: type[LoRAWrapper], layer: PyTree) -> str | None:
 def _own_ndim(layer: PyTree, name: str) -> float:
     """How many axes an array of one layer has, if its class or annotation says; else infinity."""
     axes = getattr(type(layer).__dataclass_fields__[name].type, "dim_str", "...")
-    if not {*"*."} & {*axes}:
+    if "*" not in axes and "." not in axes:
         return len(axes.split())
     if isinstance(layer, _WITH_MATRICES) and name.startswith("weight"):
         return 2 + getattr(layer, "num_spatial_dims", 0)
